@@ -1,0 +1,59 @@
+"""Settings of a store: numbers with units, defaults and what each one trades."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["StoreSettings"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreSettings:
+    """How a store behaves; every field has a default that suits a job on one machine.
+
+    ``block_rows``: rows of one block of an SSTable. Smaller reads less per lookup or narrow time
+    range; larger compresses better and keeps the index small.
+
+    ``compression``: codec of SSTable blocks, ``"lz4"``, ``"zstd"`` or None. lz4 costs little and
+    saves more than half of the bytes of typical state.
+
+    ``cache_bytes``: bytes of decoded blocks kept in memory; what was just flushed is kept first.
+
+    ``l0_files_max``: flushed files of one table before they are merged into a sorted run. Fewer
+    means cheaper reads, more means less rewriting.
+
+    ``commit_timeout_s``: how long a commit tries again after conflicts and unknown outcomes before
+    it gives up with `CommitUnknownError` or `StorageUnavailableError`.
+
+    ``request_timeout_s``: how long one storage request may take before it counts as failed.
+
+    ``retained_checkpoints``: how many of the latest checkpoints stay restorable.
+
+    ``flush_interval_s``: commit by itself every so many seconds while there are new rows (for use
+    without a job); None: only when asked.
+
+    ``io_threads``, ``cpu_threads``: size of the pools of the isolated runtime.
+    """
+
+    block_rows: int = 32_768
+    compression: str | None = "lz4"
+    cache_bytes: int = 256 << 20
+    l0_files_max: int = 8
+    commit_timeout_s: float = 60.0
+    request_timeout_s: float = 30.0
+    retained_checkpoints: int = 10
+    flush_interval_s: float | None = None
+    io_threads: int = 8
+    cpu_threads: int = 2
+
+    def __post_init__(self) -> None:
+        if self.compression not in (None, "lz4", "zstd"):
+            raise ValueError(f"compression must be 'lz4', 'zstd' or None, not {self.compression!r}")
+        for name in ("block_rows", "l0_files_max", "retained_checkpoints", "io_threads", "cpu_threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("commit_timeout_s", "request_timeout_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        if self.flush_interval_s is not None and self.flush_interval_s <= 0:
+            raise ValueError(f"flush_interval_s must be positive or None, not {self.flush_interval_s}")

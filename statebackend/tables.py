@@ -1,0 +1,75 @@
+"""What a table of state is: its columns, key, kind and physical order.
+
+The kind says what a second row with the same key means: ``UPSERT`` the last write wins,
+``AGGREGATE`` the rows are partial states to be merged, ``APPEND`` both are kept, in write order.
+The order says how rows lie in a file: ``hash`` (point lookups, hash ranges) or ``time`` (the time
+column first: windows, timers, joins with a time bound).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import pyarrow as pa
+
+__all__ = ["TableKind", "TableOrder", "TableSpec"]
+
+
+class TableKind(StrEnum):
+    """What a second row with the same key means."""
+
+    UPSERT = "upsert"
+    AGGREGATE = "aggregate"
+    APPEND = "append"
+
+
+class TableOrder(StrEnum):
+    """How the rows of one file are sorted."""
+
+    HASH = "hash"
+    TIME = "time"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableSpec:
+    """Declaration of one table.
+
+    ``schema`` holds all columns, the key columns among them. ``time_field`` names the key column
+    (int64 or timestamp) by which rows expire; it is required for ``TableOrder.TIME``.
+    ``aggregation`` is the declaration of an `Aggregation` (see ``accumulators.py``), for aggregate
+    tables only.
+    """
+
+    name: str
+    schema: pa.Schema
+    key: tuple[str, ...]
+    kind: TableKind
+    order: TableOrder = TableOrder.HASH
+    time_field: str | None = None
+    aggregation: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name or any(c in self.name for c in "/\\\0"):
+            raise ValueError(f"table name {self.name!r}: must be non-empty and hold no slash")
+        names = self.schema.names
+        if len(set(names)) != len(names):
+            raise ValueError(f"table {self.name!r}: duplicate column names in {names}")
+        if missing := [k for k in (*self.key, *([self.time_field] if self.time_field else [])) if k not in names]:
+            raise ValueError(f"table {self.name!r}: no column {missing} among {names}")
+        if not self.key:
+            raise ValueError(f"table {self.name!r}: a table needs at least one key column")
+        if self.time_field is not None:
+            if self.time_field not in self.key:
+                raise ValueError(f"table {self.name!r}: time_field {self.time_field!r} must be a key column")
+            kind = self.schema.field(self.time_field).type
+            if not (pa.types.is_int64(kind) or pa.types.is_timestamp(kind)):
+                raise ValueError(f"table {self.name!r}: time_field must be int64 or timestamp, not {kind}")
+        if self.order is TableOrder.TIME and self.time_field is None:
+            raise ValueError(f"table {self.name!r}: order 'time' needs a time_field")
+        if (self.kind is TableKind.AGGREGATE) != (self.aggregation is not None):
+            raise ValueError(f"table {self.name!r}: an aggregation is declared for kind 'aggregate', and only there")
+        if reserved := [n for n in names if n.startswith("__")]:
+            raise ValueError(f"table {self.name!r}: column names {reserved} are reserved")
