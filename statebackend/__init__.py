@@ -1,0 +1,79 @@
+"""Durable state for streaming operators: tables of Arrow batches in an LSM store of immutable files.
+
+General layout, from the ground up (each module imports only from those above it)::
+
+    errors  ids  tables  settings         foundations
+    objectstore  runtime  format  keys    storage seam, isolated runtime, envelope, canonical keys
+    prepared  accumulators                DataFusion: partial, reduce and final plans
+    merge  memtable  sstable  probe       tables in memory and in files
+    manifest  manifest_codec  manifest_store   the manifest, its transitions, its publication
+    flusher  compaction  compactor        background work
+    table  store                          the store
+    lsm_backend  memory_backend           implementations of the StateBackend protocol in `backend`
+    inspect  cli                          tools
+
+``ARCHITECTURE.md`` beside this file tells how it works and draws the formats.
+"""
+
+from statebackend.accumulators import Aggregation, StateMerger
+from statebackend.backend import Checkpoint, Health, JobState, LookupResult, StateBackend, StateTable
+from statebackend.errors import (
+    AtomicCreateError,
+    CheckpointNotFoundError,
+    CommitConflictError,
+    CommitUnknownError,
+    CorruptionError,
+    FencedError,
+    ObjectMissingError,
+    SchemaMismatchError,
+    StateStoreError,
+    StorageFullError,
+    StorageUnavailableError,
+    StoreClosedError,
+    UnsupportedAggregateError,
+    UnsupportedFormatError,
+)
+from statebackend.ids import CheckpointId, StoreId
+from statebackend.lsm_backend import backend_names, open_backend
+from statebackend.memory_backend import MemoryStateBackend, MemoryStateSpace
+from statebackend.prepared import PreparedPlan
+from statebackend.settings import StoreSettings
+from statebackend.store import StateStore
+from statebackend.tables import TableKind, TableOrder, TableSpec
+
+__all__ = [
+    "Aggregation",
+    "AtomicCreateError",
+    "Checkpoint",
+    "CheckpointId",
+    "CheckpointNotFoundError",
+    "CommitConflictError",
+    "CommitUnknownError",
+    "CorruptionError",
+    "FencedError",
+    "Health",
+    "JobState",
+    "LookupResult",
+    "MemoryStateBackend",
+    "MemoryStateSpace",
+    "ObjectMissingError",
+    "PreparedPlan",
+    "SchemaMismatchError",
+    "StateBackend",
+    "StateMerger",
+    "StateStore",
+    "StateStoreError",
+    "StateTable",
+    "StorageFullError",
+    "StorageUnavailableError",
+    "StoreClosedError",
+    "StoreId",
+    "StoreSettings",
+    "TableKind",
+    "TableOrder",
+    "TableSpec",
+    "UnsupportedAggregateError",
+    "UnsupportedFormatError",
+    "backend_names",
+    "open_backend",
+]

@@ -1,0 +1,5 @@
+"""``python -m statebackend``."""
+
+from statebackend.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,121 @@
+"""Decoded blocks of SSTables in memory, least recently used first out, and the reads through them."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from statebackend.merge import TableLayout
+from statebackend.objectstore import ObjectStore
+from statebackend.sstable import EncodedSSTable, SSTableIndex, SSTableMeta, read_blocks, read_index
+from statebackend.tables import TableOrder
+
+__all__ = ["BlockCache", "BlockReader"]
+
+
+class BlockCache:
+    """Blocks by (file, number) up to a number of bytes; thread-safe."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        # State below is protected by _lock.
+        self._lock = threading.Lock()
+        self._blocks: OrderedDict[tuple[str, int], pa.RecordBatch] = OrderedDict()
+        self._bytes = 0
+        self.hits = 0
+        self.misses = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held now."""
+        return self._bytes
+
+    def get(self, name: str, number: int) -> pa.RecordBatch | None:
+        """The block, or None."""
+        with self._lock:
+            block = self._blocks.get((name, number))
+            if block is None:
+                self.misses += 1
+                return None
+            self.hits += 1
+            self._blocks.move_to_end((name, number))
+            return block
+
+    def put(self, name: str, number: int, block: pa.RecordBatch) -> None:
+        """Keep the block; older ones give way."""
+        with self._lock:
+            if (name, number) in self._blocks:
+                return
+            self._blocks[name, number] = block
+            self._bytes += block.nbytes
+            while self._bytes > self._bytes_max and self._blocks:
+                _, old = self._blocks.popitem(last=False)
+                self._bytes -= old.nbytes
+
+
+class BlockReader:
+    """Reads blocks of SSTables through the cache; runs on the store's runtime."""
+
+    def __init__(self, objects: ObjectStore, cache: BlockCache) -> None:
+        self._objects = objects
+        self._cache = cache
+        self._indexes: dict[str, SSTableIndex] = {}
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of decoded blocks held now."""
+        return self._cache.nbytes
+
+    def keep(self, table: EncodedSSTable) -> None:
+        """Keep what was just written, so that it need not be read back."""
+        self._indexes[table.meta.name] = table.index
+        for number, block in enumerate(table.blocks):
+            self._cache.put(table.meta.name, number, block)
+
+    def forget(self, live: set[str]) -> None:
+        """Let go of the indexes of files that are no longer live."""
+        self._indexes = {name: index for name, index in self._indexes.items() if name in live}
+
+    async def index(self, meta: SSTableMeta) -> SSTableIndex:
+        """The index of a file, read once."""
+        if (index := self._indexes.get(meta.name)) is None:
+            index = self._indexes[meta.name] = await read_index(self._objects, meta)
+        return index
+
+    async def read_times(
+        self, layout: TableLayout, meta: SSTableMeta, start: int | None, end: int | None
+    ) -> list[pa.RecordBatch]:
+        """The blocks that may hold times in ``[start, end)``, in order."""
+        index = await self.index(meta)
+        timed = layout.spec.time_field is not None
+        numbers = index.overlapping(start, end) if timed else list(range(len(index.entries)))
+        return await self._read(layout, meta, index, numbers)
+
+    async def read_keys(
+        self, layout: TableLayout, meta: SSTableMeta, hashes: npt.NDArray[np.uint64], times: tuple[int, int] | None
+    ) -> list[pa.RecordBatch]:
+        """The blocks that may hold one of the sorted hashes, or of times in the closed range."""
+        index = await self.index(meta)
+        if layout.spec.order is TableOrder.TIME and times is not None:
+            numbers = index.overlapping(times[0], times[1] + 1)
+        else:
+            numbers = index.holding(hashes)
+        return await self._read(layout, meta, index, numbers)
+
+    async def _read(
+        self, layout: TableLayout, meta: SSTableMeta, index: SSTableIndex, numbers: Sequence[int]
+    ) -> list[pa.RecordBatch]:
+        found = {number: self._cache.get(meta.name, number) for number in numbers}
+        missing = [number for number, block in found.items() if block is None]
+        if missing:
+            for number, block in zip(
+                missing, await read_blocks(self._objects, meta, index, missing, layout.stored), strict=True
+            ):
+                found[number] = block
+                self._cache.put(meta.name, number, block)
+        return [block for block in found.values() if block is not None]

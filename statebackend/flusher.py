@@ -1,0 +1,250 @@
+"""MemTables to SSTables to one manifest: the write path's second half.
+
+The flusher is the one task of a process that writes manifests. It takes checkpoint requests in
+the order in which they were cut, uploads the frozen MemTables and whatever the sinks stage, and
+only then publishes the manifest that names them.
+
+Invariants:
+
+* Requests commit one after the other, in order; compactions commit between them.
+* A manifest is written only after every file that it names is durable and every ``prepare``
+  callable of its request has returned.
+* What a failed request uploaded is remembered and goes into the next manifest; frozen rows stay
+  readable and are never encoded twice under one name.
+* After `FencedError` or `CorruptionError` nothing is written any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from statebackend.backend import Checkpoint, JobState
+from statebackend.errors import (
+    CommitConflictError,
+    CorruptionError,
+    FencedError,
+    StateStoreError,
+    StorageFullError,
+    StorageUnavailableError,
+)
+from statebackend.ids import CheckpointId, SequenceNumber
+from statebackend.manifest import CheckpointCommit, Manifest
+from statebackend.manifest_store import Clock, FenceableManifest
+from statebackend.memtable import FrozenMemTable
+from statebackend.merge import TableLayout
+from statebackend.objectstore import ObjectStore, PutResult
+from statebackend.runtime import IsolatedRuntime
+from statebackend.settings import StoreSettings
+from statebackend.sstable import EncodedSSTable, SSTableMeta, encode_sstable
+from statebackend.tables import TableSpec
+
+__all__ = ["FlushRequest", "MemtableFlusher", "upload_sstable"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlushRequest:
+    """One barrier: what was frozen up to ``low_mark`` and what the job committed with it."""
+
+    checkpoint_id: CheckpointId
+    low_mark: SequenceNumber
+    job: JobState
+    prepare: Sequence[Callable[[], None]]
+    tables: Mapping[str, tuple[TableSpec, str | None, int | None]]
+    layouts: Mapping[str, TableLayout]
+    frozen: Sequence[FrozenMemTable]
+    started: float
+
+
+class MemtableFlusher:
+    """Flushes and commits for one writer. Every coroutine runs on the store's runtime."""
+
+    def __init__(
+        self,
+        fenceable: FenceableManifest,
+        objects: ObjectStore,
+        runtime: IsolatedRuntime,
+        settings: StoreSettings,
+        clock: Clock,
+        rng: random.Random,
+        on_commit: Callable[[Manifest, Sequence[EncodedSSTable], SequenceNumber], None],
+    ) -> None:
+        self._fenceable = fenceable
+        self._objects = objects
+        self._runtime = runtime
+        self._settings = settings
+        self._clock = clock
+        self._rng = rng
+        self._on_commit = on_commit
+        self._turn = asyncio.Lock()  # fair: first come, first served
+        self._commit = asyncio.Lock()
+        self._outcome_unknown = False
+        self._committed_mark = SequenceNumber(0)
+        self._encoded: dict[int, EncodedSSTable | None] = {}
+        self._uploaded: dict[int, tuple[str, SSTableMeta]] = {}
+        self.fatal: StateStoreError | None = None
+        self.last_error: BaseException | None = None
+        self.commits = 0
+        self.failures = 0
+
+    @property
+    def owner(self) -> str:
+        """This writer's name in file names and low marks: role, epoch, subtask, attempt."""
+        return f"w{self._fenceable.epoch}-0-0"
+
+    @property
+    def manifest(self) -> Manifest:
+        """The newest manifest that this writer knows."""
+        return self._fenceable.manifest
+
+    async def load_manifest(self) -> Manifest:
+        """Find the newest manifest; raises `FencedError` when a newer writer owns the store."""
+        return await self._fenceable.load()
+
+    async def write_manifest(self, transition: Callable[[Manifest], Manifest], deadline: float) -> Manifest:
+        """One attempt to commit; raises `CommitConflictError` or `CommitUnknownError`."""
+        self._outcome_unknown = True
+        manifest = await self._fenceable.write(transition, deadline)
+        self._outcome_unknown = False
+        return manifest
+
+    async def write_manifest_safely(self, transition: Callable[[Manifest], Manifest]) -> Manifest:
+        """Commit ``transition``, reloading and applying it again after every conflict.
+
+        Raises `FencedError` when a newer writer owns the store, `CommitUnknownError` when the
+        outcome stays unknown, `StorageUnavailableError` when the manifest cannot be read.
+        """
+        deadline = self._clock.monotonic() + self._settings.commit_timeout_s
+        async with self._commit:
+            if self.fatal is not None:
+                raise self.fatal
+            try:
+                while True:
+                    if self._outcome_unknown:
+                        await self.load_manifest()
+                    try:
+                        manifest = await self.write_manifest(transition, deadline)
+                    except CommitConflictError:
+                        if self._clock.monotonic() > deadline:
+                            raise
+                        # `_outcome_unknown` is still set: the next round reloads and checks the fence.
+                        continue
+                    self.commits += 1
+                    return manifest
+            except (FencedError, CorruptionError) as error:
+                self.fatal = error
+                raise
+
+    async def flush_imm_memtables_to_l0(self, request: FlushRequest) -> Checkpoint:
+        """Upload what was frozen for this request and commit it with the job's state."""
+        async with self._turn:
+            try:
+                if self.fatal is not None:
+                    raise self.fatal
+                written = await self._upload_all(request)
+                manifest = await self._commit_request(request, written)
+            except BaseException as error:
+                self.failures += 1
+                self.last_error = error
+                raise
+        self.last_error = None
+        metas = [w.meta for w in written]
+        checkpoint = manifest.checkpoint
+        assert checkpoint is not None
+        return replace(
+            checkpoint,
+            bytes_written=sum(m.size for m in metas),
+            rows_written=sum(m.rows for m in metas),
+            duration_s=self._clock.monotonic() - request.started,
+        )
+
+    async def _upload_all(self, request: FlushRequest) -> list[EncodedSSTable]:
+        frozen = [f for f in request.frozen if f.sequence > self._committed_mark]
+        outcomes = await asyncio.gather(
+            *(self._runtime.run_io(callable_) for callable_ in request.prepare),
+            *(self._flush_one(f, request) for f in frozen),
+            return_exceptions=True,
+        )
+        # Every upload has ended, one way or the other, before the first failure is raised.
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+        return [o for o in outcomes if isinstance(o, EncodedSSTable)]
+
+    async def _flush_one(self, frozen: FrozenMemTable, request: FlushRequest) -> EncodedSSTable | None:
+        if frozen.sequence in self._uploaded:
+            return None
+        if frozen.sequence not in self._encoded:
+            # Encoded once: a name is never used with other bytes, not even by another attempt.
+            self._encoded[frozen.sequence] = await self._runtime.run_cpu(
+                _encode, frozen, request, f"sst/{self.owner}-{frozen.sequence}.arrow", self._settings
+            )
+        encoded = self._encoded[frozen.sequence]
+        if encoded is not None:
+            await upload_sstable(self._objects, encoded, self._clock, self._rng, self._settings.commit_timeout_s)
+            self._uploaded[frozen.sequence] = (frozen.table, encoded.meta)
+        return encoded
+
+    async def _commit_request(self, request: FlushRequest, written: Sequence[EncodedSSTable]) -> Manifest:
+        files: dict[str, list[SSTableMeta]] = {}
+        for sequence in sorted(self._uploaded):
+            if sequence <= request.low_mark:
+                table, meta = self._uploaded[sequence]
+                files.setdefault(table, []).append(meta)
+        commit = CheckpointCommit(
+            checkpoint_id=request.checkpoint_id,
+            owner=self.owner,
+            low_mark=request.low_mark,
+            job=request.job,
+            tables=request.tables,
+            files=files,
+            retained_max=self._settings.retained_checkpoints,
+        )
+        manifest = await self.write_manifest_safely(commit.apply)
+        self._committed_mark = request.low_mark
+        self._uploaded = {s: u for s, u in self._uploaded.items() if s > request.low_mark}
+        self._encoded = {s: e for s, e in self._encoded.items() if s > request.low_mark}
+        self._on_commit(manifest, written, request.low_mark)
+        return manifest
+
+
+def _encode(frozen: FrozenMemTable, request: FlushRequest, name: str, settings: StoreSettings) -> EncodedSSTable | None:
+    """Merge, sort and encode on a CPU thread; None when nothing of it is alive at the barrier.
+
+    Dropping by the barrier's watermark is safe: the file becomes visible only in a manifest that
+    holds this watermark or a later one.
+    """
+    layout = request.layouts[frozen.table]
+    watermark = request.tables[frozen.table][2]
+    rows = layout.merge(frozen.stored(layout), watermark=watermark)
+    if not rows.num_rows:
+        return None
+    return encode_sstable(layout, rows, name, int(frozen.sequence), 0, settings=settings)
+
+
+async def upload_sstable(
+    objects: ObjectStore, table: EncodedSSTable, clock: Clock, rng: random.Random, timeout_s: float
+) -> None:
+    """Create the file; a lost response is recognised by the bytes that are there.
+
+    Raises `StorageUnavailableError` when the storage gives no answer in time, and
+    `CorruptionError` when other bytes stand under this name.
+    """
+    deadline = clock.monotonic() + timeout_s
+    pause = 0.02
+    while True:
+        try:
+            if await objects.put_if_absent(table.meta.name, table.data) is PutResult.EXISTS:
+                present = await objects.get(table.meta.name)
+                if present != table.data:
+                    raise CorruptionError(f"{table.meta.name}: exists with other bytes than this writer's")
+            return
+        except StorageFullError:
+            raise
+        except StorageUnavailableError:
+            if clock.monotonic() + pause > deadline:
+                raise
+            await clock.sleep(pause * (0.5 + rng.random()))
+            pause = min(pause * 2, 2.0)

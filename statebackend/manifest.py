@@ -1,0 +1,186 @@
+"""The manifest: an immutable value that *is* the store, and its pure transitions.
+
+A manifest lists every table with its files and watermark, the job's positions, and the epochs that
+fence stale owners. Every change to the store is a function from one manifest to the next; nothing
+here does I/O, and a transition may be applied again to a newer manifest after a conflict.
+
+Invariants:
+
+* Numbers grow by one; a manifest names the attempt it was built on (``parent_attempt``).
+* Epochs, checkpoint ids, low marks and table watermarks never decrease.
+* A file whose sequence is at or below the writer's low mark is never added: it already was.
+* The writer adds flushed files, tables, watermarks and the job state; a compaction replaces a
+  contiguous group of files by one and touches nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from statebackend.backend import Checkpoint, JobState
+from statebackend.errors import CommitConflictError
+from statebackend.ids import AttemptId, CheckpointId, ManifestNumber, SequenceNumber, StoreId, WriterEpoch, WriterId
+from statebackend.sstable import SSTableMeta
+from statebackend.tables import TableSpec
+
+__all__ = ["CheckpointCommit", "CompactionCommit", "Manifest", "RetainedCheckpoint", "TableState"]
+
+
+NO_CHECKPOINT = CheckpointId(0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableState:
+    """One table in one manifest.
+
+    ``files`` are ordered from oldest to newest; those of level 0 were flushed, the others are
+    sorted runs that a compaction wrote. Rows with a time below ``watermark`` are dead.
+    """
+
+    spec: TableSpec
+    fingerprint: str | None = None
+    watermark: int | None = None
+    files: tuple[SSTableMeta, ...] = ()
+
+    def expired(self, watermark: int | None) -> TableState:
+        """Move the watermark and let go of the files that lie wholly below it."""
+        marks = [w for w in (watermark, self.watermark) if w is not None]
+        if not marks:
+            return self
+        newest = max(marks)
+        alive = tuple(f for f in self.files if not f.expired(newest))
+        return replace(self, watermark=newest, files=alive)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetainedCheckpoint:
+    """A checkpoint that stays restorable: the manifest that holds it."""
+
+    checkpoint_id: CheckpointId
+    manifest_number: ManifestNumber
+    created_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """The whole store at one moment. ``checkpoint_id`` is 0 before the first checkpoint."""
+
+    number: ManifestNumber
+    parent_attempt: AttemptId
+    store_id: StoreId
+    timeline: int = 0
+    writer_epoch: WriterEpoch
+    compactor_epoch: int = 0
+    writer_id: WriterId
+    attempt_id: AttemptId
+    checkpoint_id: CheckpointId = NO_CHECKPOINT
+    created_ms: int
+    low_marks: Mapping[str, SequenceNumber] = field(default_factory=dict)
+    tables: Mapping[str, TableState] = field(default_factory=dict)
+    job: JobState = field(default_factory=JobState)
+    retained: tuple[RetainedCheckpoint, ...] = ()
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """The latest checkpoint, as a user sees it, or None before the first."""
+        if not self.checkpoint_id:
+            return None
+        number = self.retained[-1].manifest_number if self.retained else self.number
+        created = self.retained[-1].created_ms if self.retained else self.created_ms
+        return Checkpoint(checkpoint_id=self.checkpoint_id, manifest_number=number, created_ms=created, job=self.job)
+
+    @property
+    def files(self) -> dict[str, SSTableMeta]:
+        """Every file that this manifest names, by name."""
+        return {f.name: f for t in self.tables.values() for f in t.files}
+
+    def next(self, *, writer_id: WriterId, attempt_id: AttemptId, created_ms: int) -> Manifest:
+        """This manifest under the next number, built on this attempt."""
+        return replace(
+            self,
+            number=ManifestNumber(self.number + 1),
+            parent_attempt=self.attempt_id,
+            writer_id=writer_id,
+            attempt_id=attempt_id,
+            created_ms=created_ms,
+        )
+
+    def opened_by_writer(self) -> Manifest:
+        """A new writer takes over: from now on the older one is fenced. Its marks mean nothing any more."""
+        return replace(
+            self,
+            writer_epoch=WriterEpoch(self.writer_epoch + 1),
+            compactor_epoch=self.compactor_epoch + 1,
+            low_marks={},
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointCommit:
+    """One barrier, ready to be committed: the files flushed for it and everything else it says.
+
+    ``owner`` names the writer in ``low_marks``; ``low_mark`` is the last sequence frozen before
+    the barrier; ``tables`` the tables known at the barrier with their fingerprint and watermark.
+    """
+
+    checkpoint_id: CheckpointId
+    owner: str
+    low_mark: SequenceNumber
+    job: JobState
+    tables: Mapping[str, tuple[TableSpec, str | None, int | None]]
+    files: Mapping[str, Sequence[SSTableMeta]]
+    retained_max: int
+
+    def apply(self, manifest: Manifest) -> Manifest:
+        """The manifest with this checkpoint; unchanged when it already holds it."""
+        if manifest.checkpoint_id >= self.checkpoint_id:
+            return manifest
+        marked = manifest.low_marks.get(self.owner, 0)
+        tables = dict(manifest.tables)
+        for name, (spec, fingerprint, watermark) in self.tables.items():
+            old = tables.get(name, TableState(spec=spec, fingerprint=fingerprint))
+            new = tuple(f for f in self.files.get(name, ()) if f.sequence > marked)
+            tables[name] = replace(old, files=old.files + new).expired(watermark)
+        kept = RetainedCheckpoint(
+            checkpoint_id=self.checkpoint_id, manifest_number=manifest.number, created_ms=manifest.created_ms
+        )
+        return replace(
+            manifest,
+            checkpoint_id=self.checkpoint_id,
+            low_marks={**manifest.low_marks, self.owner: self.low_mark},
+            tables=tables,
+            job=self.job,
+            retained=(*manifest.retained, kept)[-self.retained_max :],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompactionCommit:
+    """Replace ``inputs`` (contiguous, oldest first) of one table by ``output``.
+
+    ``output`` is None when nothing of the inputs is alive.
+    """
+
+    table: str
+    timeline: int
+    inputs: tuple[SSTableMeta, ...]
+    output: SSTableMeta | None
+
+    def apply(self, manifest: Manifest) -> Manifest:
+        """The manifest with the files replaced; inputs that expired meanwhile are not missed.
+
+        Raises `CommitConflictError` when the timeline changed or an input is gone: the output is
+        then abandoned, for somebody else replaced or dropped the inputs.
+        """
+        state = manifest.tables.get(self.table)
+        if state is None or manifest.timeline != self.timeline:
+            raise CommitConflictError(f"compaction of {self.table!r}: the store was rolled back or replaced")
+        wanted = [f.name for f in self.inputs if not f.expired(state.watermark)]
+        names = [f.name for f in state.files]
+        at = names.index(wanted[0]) if wanted and wanted[0] in names else 0
+        if names[at : at + len(wanted)] != wanted:
+            raise CommitConflictError(f"compaction of {self.table!r}: its inputs are no longer in the manifest")
+        output = () if self.output is None or not wanted else (self.output,)
+        files = state.files[:at] + output + state.files[at + len(wanted) :]
+        return replace(manifest, tables={**manifest.tables, self.table: replace(state, files=files)})

@@ -1,0 +1,119 @@
+"""Manifests as bytes: msgpack of plain values in the envelope of ``format.py``.
+
+::
+
+    {"number", "parent_attempt", "store_id", "timeline", "writer_epoch", "compactor_epoch",
+     "writer_id", "attempt_id", "checkpoint_id", "created_ms",
+     "low_marks": {owner: sequence},
+     "tables": {name: {"schema": bytes of an Arrow IPC schema message, "key": [name], "kind",
+                       "order", "time_field", "aggregation": declaration | nil, "fingerprint",
+                       "watermark", "files": [[field of SSTableMeta, in order]]}},
+     "job": {"sources", "watermarks", "committables", "plan"},
+     "retained": [[checkpoint_id, manifest_number, created_ms]]}
+"""
+
+from __future__ import annotations
+
+from dataclasses import astuple, fields
+from typing import Any
+
+import pyarrow as pa
+
+from statebackend import format as envelope
+from statebackend.backend import JobState
+from statebackend.errors import CorruptionError
+from statebackend.manifest import Manifest, RetainedCheckpoint, TableState
+from statebackend.sstable import SSTableMeta
+from statebackend.tables import TableKind, TableOrder, TableSpec
+
+__all__ = ["decode_manifest", "encode_manifest"]
+
+_SCALARS = (
+    "number",
+    "parent_attempt",
+    "store_id",
+    "timeline",
+    "writer_epoch",
+    "compactor_epoch",
+    "writer_id",
+    "attempt_id",
+    "checkpoint_id",
+    "created_ms",
+)
+_FILE_FIELDS = len(fields(SSTableMeta))
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """The bytes of a manifest object."""
+    job = manifest.job
+    value = {name: getattr(manifest, name) for name in _SCALARS} | {
+        "low_marks": dict(manifest.low_marks),
+        "tables": {name: _encode_table(state) for name, state in manifest.tables.items()},
+        "job": {
+            "sources": dict(job.sources),
+            "watermarks": dict(job.watermarks),
+            "committables": {k: list(v) for k, v in job.committables.items()},
+            "plan": dict(job.plan),
+        },
+        "retained": [list(astuple(r)) for r in manifest.retained],
+    }
+    return envelope.encode(envelope.ObjectKind.MANIFEST, value)
+
+
+def decode_manifest(data: bytes, name: str) -> Manifest:
+    """The manifest in the bytes of the object ``name``.
+
+    Raises `CorruptionError`, or `UnsupportedFormatError` for a newer version; both name the object.
+    """
+    value = envelope.decode(envelope.ObjectKind.MANIFEST, data, name)
+    try:
+        return Manifest(
+            **{field: value[field] for field in _SCALARS},
+            low_marks=value["low_marks"],
+            tables={table: _decode_table(table, state) for table, state in value["tables"].items()},
+            job=JobState(**value["job"]),
+            retained=tuple(
+                RetainedCheckpoint(checkpoint_id=c, manifest_number=n, created_ms=t) for c, n, t in value["retained"]
+            ),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, OSError, pa.ArrowException) as error:
+        raise CorruptionError(f"{name}: not a manifest: {type(error).__name__}: {error}") from error
+
+
+def _encode_table(state: TableState) -> dict[str, Any]:
+    spec = state.spec
+    return {
+        "schema": spec.schema.serialize().to_pybytes(),
+        "key": list(spec.key),
+        "kind": spec.kind.value,
+        "order": spec.order.value,
+        "time_field": spec.time_field,
+        "aggregation": spec.aggregation,
+        "fingerprint": state.fingerprint,
+        "watermark": state.watermark,
+        "files": [list(astuple(f)) for f in state.files],
+    }
+
+
+def _decode_table(name: str, value: dict[str, Any]) -> TableState:
+    spec = TableSpec(
+        name=name,
+        schema=pa.ipc.read_schema(pa.py_buffer(value["schema"])),
+        key=tuple(value["key"]),
+        kind=TableKind(value["kind"]),
+        order=TableOrder(value["order"]),
+        time_field=value["time_field"],
+        aggregation=value["aggregation"],
+    )
+    return TableState(
+        spec=spec,
+        fingerprint=value["fingerprint"],
+        watermark=value["watermark"],
+        files=tuple(_decode_file(f) for f in value["files"]),
+    )
+
+
+def _decode_file(values: list[Any]) -> SSTableMeta:
+    if len(values) != _FILE_FIELDS:
+        raise ValueError(f"file entry of {len(values)} fields, expected {_FILE_FIELDS}")
+    return SSTableMeta(**{f.name: v for f, v in zip(fields(SSTableMeta), values, strict=True)})

@@ -1,0 +1,278 @@
+"""Publishes manifests: the one place where a change to the store becomes visible.
+
+Manifest N+1 is created only if absent, so of two racing writers one wins. `ManifestStore` reads,
+probes and creates numbers; `FenceableManifest` is one owner's view: it carries the owner's epoch,
+applies transitions, and tells a conflict, a fence and a lost response apart.
+
+Invariants:
+
+* A manifest is never rewritten; numbers grow by one.
+* Every file that a manifest names was completely written before the manifest was.
+* An owner commits only while its epoch is the newest; a higher one means `FencedError`.
+* "Exists" is no verdict: the object is read back, and one's own attempt is a success. An attempt
+  whose outcome is unknown is repeated with the same bytes under the same number, so that it can
+  succeed once at most, however late the first request arrives.
+* A manifest reached by probing counts only if the one where the probe began is still there
+  afterwards. A created manifest counts only if its parent is still the one it was built on. Both
+  are void when numbers were collected meanwhile; then a listing decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+
+from statebackend.errors import (
+    CommitConflictError,
+    CommitUnknownError,
+    CorruptionError,
+    FencedError,
+    ObjectMissingError,
+    StorageUnavailableError,
+)
+from statebackend.ids import AttemptId, ManifestNumber, StoreId, WriterEpoch, WriterId
+from statebackend.manifest import Manifest
+from statebackend.manifest_codec import decode_manifest, encode_manifest
+from statebackend.objectstore import ObjectStore, PutResult
+
+__all__ = ["Clock", "FenceableManifest", "ManifestStore", "SystemClock", "manifest_name", "new_id"]
+
+Transition = Callable[[Manifest], Manifest]
+
+
+class Clock:
+    """Wall-clock and monotonic time and sleeping, passed in so that tests can hold them still."""
+
+    def now_ms(self) -> int:
+        """Wall-clock time in epoch milliseconds."""
+        raise NotImplementedError
+
+    def monotonic(self) -> float:
+        """Seconds of a clock that never goes back."""
+        raise NotImplementedError
+
+    def sleep(self, seconds: float) -> Awaitable[None]:
+        """Wait without blocking the event loop."""
+        raise NotImplementedError
+
+
+class SystemClock(Clock):
+    """The clock of this machine."""
+
+    def now_ms(self) -> int:  # noqa: D102
+        return time.time_ns() // 1_000_000
+
+    def monotonic(self) -> float:  # noqa: D102
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> Awaitable[None]:  # noqa: D102
+        return asyncio.sleep(seconds)
+
+
+def new_id(rng: random.Random) -> str:
+    """A random identity of 96 bits in hex."""
+    return f"{rng.getrandbits(96):024x}"
+
+
+def manifest_name(number: int) -> str:
+    """Object name of a manifest; sorted by name is sorted by number."""
+    return f"manifest/{number:020d}.manifest"
+
+
+class ManifestStore:
+    """Reads, finds and creates manifests; holds no opinion on who may."""
+
+    def __init__(self, objects: ObjectStore) -> None:
+        self._objects = objects
+
+    async def read(self, number: int) -> Manifest | None:
+        """Manifest ``number``, or None if there is none. Raises `CorruptionError`."""
+        name = manifest_name(number)
+        try:
+            data = await self._objects.get(name)
+        except ObjectMissingError:
+            return None
+        manifest = decode_manifest(data, name)
+        if manifest.number != number:
+            raise CorruptionError(f"{name}: holds manifest {manifest.number}, expected {number}")
+        return manifest
+
+    async def create(self, manifest: Manifest) -> PutResult:
+        """Create the manifest if its number is free."""
+        return await self._objects.put_if_absent(manifest_name(manifest.number), encode_manifest(manifest))
+
+    async def numbers(self) -> list[int]:
+        """All numbers present, by listing; not for the hot path."""
+        names = await self._objects.list("manifest/")
+        stems = [n.removeprefix("manifest/").removesuffix(".manifest") for n in names if n.endswith(".manifest")]
+        return sorted(int(s) for s in stems if s.isdigit())
+
+    async def latest_listed(self) -> Manifest | None:
+        """The newest manifest, by listing, or None in an empty store."""
+        while numbers := await self.numbers():
+            if (latest := await self.read(numbers[-1])) is not None:
+                return await self.latest(latest)
+        return None
+
+    async def latest(self, known: Manifest) -> Manifest:
+        """The newest manifest, probing the numbers after ``known``."""
+        newest = known
+        while (following := await self.read(newest.number + 1)) is not None:
+            newest = following
+        if newest is known:
+            return known
+        still = await self.read(known.number)
+        if still is not None and still.attempt_id == known.attempt_id:
+            return newest
+        # The probe may have met a number that a stalled writer created after it was collected.
+        listed = await self.latest_listed()
+        if listed is None:
+            raise CorruptionError(f"{manifest_name(known.number)}: all manifests of the store are gone")
+        return listed
+
+
+class FenceableManifest:
+    """The manifest as one writer sees it: every commit carries and checks its epoch.
+
+    Only one task may call `commit` at a time (the flusher's); two tasks of one process that
+    commit side by side would meet each other's numbers.
+    """
+
+    def __init__(
+        self,
+        store: ManifestStore,
+        manifest: Manifest,
+        writer_id: WriterId,
+        clock: Clock,
+        rng: random.Random,
+        timeout_s: float,
+    ) -> None:
+        self._store = store
+        self._manifest = manifest
+        self._writer_id = writer_id
+        self._epoch = manifest.writer_epoch
+        self._clock = clock
+        self._rng = rng
+        self._timeout_s = timeout_s
+
+    @classmethod
+    async def init_writer(
+        cls, store: ManifestStore, clock: Clock, rng: random.Random, timeout_s: float
+    ) -> tuple[FenceableManifest, Manifest]:
+        """Take the store over: create the next manifest with the next writer epoch.
+
+        Returns the owner's view and the manifest that was found (the state to restore from).
+        Older writers find the higher epoch at their next commit and are fenced.
+        """
+        writer_id = WriterId(new_id(rng))
+        deadline = clock.monotonic() + timeout_s
+        found = await store.latest_listed()
+        while True:
+            base = found if found is not None else _before_first(StoreId(new_id(rng)), writer_id)
+            candidate = base.next(
+                writer_id=writer_id, attempt_id=AttemptId(new_id(rng)), created_ms=clock.now_ms()
+            ).opened_by_writer()
+            view = cls(store, base, writer_id, clock, rng, timeout_s)
+            if await view._publish(candidate, deadline):
+                view._manifest, view._epoch = candidate, candidate.writer_epoch
+                return view, base
+            found = await store.latest_listed()
+
+    @property
+    def manifest(self) -> Manifest:
+        """The newest manifest that this owner knows."""
+        return self._manifest
+
+    @property
+    def epoch(self) -> WriterEpoch:
+        """The fencing token of this owner."""
+        return self._epoch
+
+    async def load(self) -> Manifest:
+        """Find the newest manifest and check the fence.
+
+        Raises `FencedError` when a newer writer owns the store.
+        """
+        self._manifest = await self._store.latest(self._manifest)
+        if self._manifest.writer_epoch > self._epoch:
+            raise FencedError(
+                f"{manifest_name(self._manifest.number)}: writer {self._manifest.writer_id} opened the store with "
+                f"epoch {self._manifest.writer_epoch}; this writer has epoch {self._epoch} and must stop"
+            )
+        return self._manifest
+
+    async def write(self, transition: Transition, deadline: float) -> Manifest:
+        """One attempt: apply the transition to the known manifest and create the next number.
+
+        Raises `CommitConflictError` when the number was taken by another commit, and
+        `CommitUnknownError` when the outcome could not be learned until ``deadline``.
+        """
+        base = self._manifest
+        following = base.next(
+            writer_id=self._writer_id, attempt_id=AttemptId(new_id(self._rng)), created_ms=self._clock.now_ms()
+        )
+        candidate = transition(following)
+        if not await self._publish(candidate, deadline):
+            raise CommitConflictError(f"{manifest_name(candidate.number)}: taken by another commit")
+        self._manifest = candidate
+        return candidate
+
+    async def _publish(self, candidate: Manifest, deadline: float) -> bool:
+        """Create ``candidate``; whether it is now part of the store's history."""
+        pause = 0.02
+        while True:
+            try:
+                result = await self._store.create(candidate)
+                if result is PutResult.EXISTS:
+                    present = await self._store.read(candidate.number)
+                    if present is None or present.attempt_id != candidate.attempt_id:
+                        return False
+                return await self._is_history(candidate)
+            except StorageUnavailableError as error:
+                # The request may have taken effect, now or later. The same bytes under the same
+                # number are sent again: whichever arrives first wins, and both are ours.
+                if self._clock.monotonic() + pause > deadline:
+                    raise CommitUnknownError(
+                        f"{manifest_name(candidate.number)}: no answer in {self._timeout_s:g} s, the commit may or "
+                        f"may not have happened: {error}"
+                    ) from error
+                await self._clock.sleep(pause * (0.5 + self._rng.random()))
+                pause = min(pause * 2, 2.0)
+
+    async def _is_history(self, candidate: Manifest) -> bool:
+        """Whether a manifest that was just created continues the history it was built on.
+
+        A writer that stalled before creating N, while others passed N and N was collected, creates
+        it "successfully": then N-1 is gone as well, for the oldest are collected first.
+        """
+        if not candidate.parent_attempt:
+            return True
+        parent = await self._store.read(candidate.number - 1)
+        if parent is not None:
+            return parent.attempt_id == candidate.parent_attempt
+        # The newest two manifests are never collected, so somebody went past this number. Walk the
+        # history back to it.
+        newest = await self._store.latest_listed()
+        while newest is not None and newest.number > candidate.number:
+            before = await self._store.read(newest.number - 1)
+            if before is None or before.attempt_id != newest.parent_attempt:
+                return False
+            if before.number == candidate.number:
+                return before.attempt_id == candidate.attempt_id
+            newest = before
+        return False
+
+
+def _before_first(store_id: StoreId, writer_id: WriterId) -> Manifest:
+    """The manifest before the first: never written."""
+    return Manifest(
+        number=ManifestNumber(0),
+        parent_attempt=AttemptId(""),
+        store_id=store_id,
+        writer_epoch=WriterEpoch(0),
+        writer_id=writer_id,
+        attempt_id=AttemptId(""),
+        created_ms=0,
+    )

@@ -1,0 +1,169 @@
+"""State in the memory of this process: for tests, notebooks and jobs whose state may be lost.
+
+The tables are the LSM store's MemTables without files under them; a checkpoint keeps the (immutable)
+pieces of every table. A `MemoryStateSpace` outlives the backend that writes to it, so that a job can
+be restored in the same process, and it fences like a store: opening it again ends the older backend.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pyarrow as pa
+
+from statebackend.backend import Checkpoint, Health, JobState
+from statebackend.cache import BlockReader
+from statebackend.errors import FencedError, SchemaMismatchError, StoreClosedError
+from statebackend.ids import CheckpointId, StoreId
+from statebackend.keys import Hasher
+from statebackend.memtable import Piece
+from statebackend.merge import TableLayout
+from statebackend.table import LsmTable
+from statebackend.tables import TableSpec
+
+if TYPE_CHECKING:
+    from datafusion.user_defined import AggregateUDF
+
+__all__ = ["MemoryStateBackend", "MemoryStateSpace", "open_memory"]
+
+
+@dataclass(frozen=True, slots=True)
+class _TableSnapshot:
+    spec: TableSpec
+    watermark: int | None
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(slots=True)
+class MemoryStateSpace:
+    """What survives a backend: the latest checkpoint. Guarded by ``lock``."""
+
+    _named: ClassVar[dict[str, MemoryStateSpace]] = {}
+
+    store_id: StoreId = field(default_factory=lambda: StoreId(uuid.uuid4().hex))
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    epoch: int = 0
+    checkpoint_id: int = 0
+    checkpoint: Checkpoint | None = None
+    tables: Mapping[str, _TableSnapshot] = field(default_factory=dict)
+
+    @classmethod
+    def named(cls, name: str) -> MemoryStateSpace:
+        """The space of this name in this process."""
+        return cls._named.setdefault(name, cls())
+
+
+class MemoryStateBackend:
+    """A `StateBackend` that keeps everything in this process."""
+
+    reader: BlockReader
+
+    def __init__(
+        self, space: MemoryStateSpace | None = None, *, udafs: Mapping[str, AggregateUDF] | None = None
+    ) -> None:
+        self._space = space or MemoryStateSpace()
+        self._udafs = dict(udafs or {})
+        self._hasher = Hasher()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="memorystate")
+        self.lock = threading.RLock()
+        self._tables: dict[str, LsmTable] = {}
+        self._closed = False
+        self._last_error: BaseException | None = None
+        with self._space.lock:
+            self._space.epoch += 1
+            self._epoch = self._space.epoch
+            self.restored = self._space.checkpoint
+            self._snapshots = dict(self._space.tables)
+
+    @property
+    def store_id(self) -> StoreId:
+        """Identity of the space."""
+        return self._space.store_id
+
+    def table(self, spec: TableSpec) -> LsmTable:
+        """Create or open a table; raises `SchemaMismatchError` for another spec under its name."""
+        self.check_usable()
+        with self.lock:
+            known = self._tables[spec.name].spec if spec.name in self._tables else None
+            snapshot = self._snapshots.get(spec.name)
+            if known is None and snapshot is not None:
+                known = snapshot.spec
+            if known is not None and known != spec:
+                raise SchemaMismatchError(f"table {spec.name!r} is {known}, asked for {spec}")
+            if spec.name not in self._tables:
+                layout = TableLayout.of(spec, self._hasher, self._udafs)
+                table = LsmTable(self, layout, (), snapshot.watermark if snapshot is not None else None)
+                table.memtable.restore(snapshot.pieces if snapshot is not None else ())
+                self._tables[spec.name] = table
+            return self._tables[spec.name]
+
+    def checkpoint(self, job: JobState, prepare: Sequence[Callable[[], None]] = ()) -> Future[Checkpoint]:
+        """Cut now, commit on the backend's thread; see `StateBackend.checkpoint`."""
+        self.check_usable()
+        with self.lock:
+            started = time.monotonic()
+            cut = {name: _TableSnapshot(t.spec, t.watermark, t.memtable.pieces()) for name, t in self._tables.items()}
+            return self._pool.submit(self._commit, job, tuple(prepare), cut, started)
+
+    def health(self) -> Health:
+        """Whether the backend works; `Health.error` is the last failed checkpoint's error."""
+        return Health(ok=not self._closed and self._last_error is None, error=self._last_error)
+
+    def close(self, deadline_s: float = 30.0) -> None:  # noqa: ARG002  (commits here take no time)
+        """Finish what was handed over and stop the thread."""
+        self._closed = True
+        self._pool.shutdown(wait=True)
+
+    def check_usable(self) -> None:
+        """Raise `StoreClosedError` or `FencedError` when this backend must not be used any more."""
+        if self._closed:
+            raise StoreClosedError(f"memory state {self.store_id}: closed")
+        if self._space.epoch != self._epoch:
+            raise FencedError(
+                f"memory state {self.store_id}: opened again with epoch {self._space.epoch}, this one has {self._epoch}"
+            )
+
+    def read(self, work: Callable[[], Coroutine[Any, Any, list[pa.RecordBatch]]]) -> list[pa.RecordBatch]:
+        """Never called: there are no files."""
+        raise AssertionError(f"memory state has no files to read: {work}")
+
+    def _commit(
+        self,
+        job: JobState,
+        prepare: Sequence[Callable[[], None]],
+        cut: Mapping[str, _TableSnapshot],
+        started: float,
+    ) -> Checkpoint:
+        try:
+            for callable_ in prepare:
+                callable_()
+            with self._space.lock:
+                if self._space.epoch != self._epoch:
+                    raise FencedError(f"memory state {self.store_id}: a newer backend owns it")
+                self._space.checkpoint_id += 1
+                checkpoint = Checkpoint(
+                    checkpoint_id=CheckpointId(self._space.checkpoint_id),
+                    manifest_number=self._space.checkpoint_id,
+                    created_ms=time.time_ns() // 1_000_000,
+                    job=job,
+                    rows_written=sum(p.batch.num_rows for t in cut.values() for p in t.pieces),
+                    duration_s=time.monotonic() - started,
+                )
+                self._space.tables = {**self._space.tables, **cut}
+                self._space.checkpoint = checkpoint
+        except BaseException as error:
+            self._last_error = error
+            raise
+        self._last_error = None
+        return checkpoint
+
+
+def open_memory(url: str, *, udafs: Mapping[str, AggregateUDF] | None = None, **_: Any) -> MemoryStateBackend:
+    """Open the process-wide space named by ``url``; the entry point ``memory``."""
+    return MemoryStateBackend(MemoryStateSpace.named(url), udafs=udafs)

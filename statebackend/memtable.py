@@ -1,0 +1,155 @@
+"""Recent writes of one table, in memory.
+
+A MemTable is a list of pieces, oldest first; a write appends one. An aggregate table folds its
+pieces into one whenever the rows that came since the last fold outnumber what that fold left, so
+that merging costs a constant share of the writes. An upsert table sorts
+its pieces when it is read and keeps their sizes geometric. Freezing hands the list over without touching a row.
+
+Pieces are canonical; the hash of the stored form is made when a read or a flush needs it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from statebackend.ids import SequenceNumber
+from statebackend.keys import canonicalise
+from statebackend.merge import TableLayout
+from statebackend.tables import TableKind
+
+__all__ = ["FrozenMemTable", "MemTable", "Piece", "null_row_batch"]
+
+FOLD_ROWS_MIN = 1 << 20
+"""Below this many rows an aggregate table is never folded early: a fold has a fixed cost."""
+
+
+@dataclass(slots=True)
+class Piece:
+    """One batch; ``sorted``: in physical order and without duplicates. Stored form on demand."""
+
+    batch: pa.RecordBatch
+    time_max: int | None
+    stored: pa.RecordBatch | None = None
+    tombstone: bool = False
+    sorted: bool = False
+
+    def to_stored(self, layout: TableLayout) -> pa.RecordBatch:
+        """The stored form; partial states go without a hash, since merging makes new rows."""
+        if layout.merger is not None:
+            return self.batch
+        if self.stored is None:
+            self.stored = layout.to_stored(self.batch, tombstone=self.tombstone)
+        return self.stored
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenMemTable:
+    """What one table held at a barrier, on its way into an SSTable.
+
+    ``watermark`` is the table's at the barrier; what lies below it is never written.
+    """
+
+    table: str
+    sequence: SequenceNumber
+    pieces: tuple[Piece, ...]
+    watermark: int | None
+
+    def stored(self, layout: TableLayout) -> list[pa.RecordBatch]:
+        """The stored form of every piece, oldest first."""
+        return [p.to_stored(layout) for p in self.pieces]
+
+
+class MemTable:
+    """Mutable list of pieces; the store's lock guards every call."""
+
+    def __init__(self, layout: TableLayout) -> None:
+        self._layout = layout
+        self._pieces: list[Piece] = []
+        self._rows_unfolded = 0
+        self._rows_folded = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows held, superseded ones included."""
+        return self._rows_unfolded + self._rows_folded
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(p.batch.nbytes for p in self._pieces)
+
+    def append(self, batch: pa.RecordBatch, *, tombstone: bool = False) -> None:
+        """Add one batch of the table's columns (for a deletion: keys filled, the others null)."""
+        if not batch.num_rows:
+            return
+        batch = canonicalise(batch)
+        times = self._layout.times(batch)
+        self._pieces.append(Piece(batch, None if times is None else int(times.max()), tombstone=tombstone))
+        self._rows_unfolded += batch.num_rows
+        if self._layout.spec.kind is TableKind.AGGREGATE and self._rows_unfolded > max(
+            FOLD_ROWS_MIN, self._rows_folded
+        ):
+            self._fold_states()
+
+    def expire(self, watermark: int) -> None:
+        """Let go of the pieces that lie wholly below the watermark."""
+        kept = [p for p in self._pieces if p.time_max is None or p.time_max >= watermark]
+        if len(kept) != len(self._pieces):
+            self._pieces = kept
+            self._rows_folded = 0
+            self._rows_unfolded = sum(p.batch.num_rows for p in kept)
+
+    def pieces(self) -> tuple[Piece, ...]:
+        """The pieces, oldest first; those of an upsert table sorted, few, and free of duplicates."""
+        if self._layout.spec.kind is TableKind.UPSERT:
+            self._fold_upserts()
+        return tuple(self._pieces)
+
+    def restore(self, pieces: tuple[Piece, ...]) -> None:
+        """Begin with these pieces; the MemTable is empty."""
+        self._pieces = list(pieces)
+        self._rows_unfolded = sum(p.batch.num_rows for p in pieces)
+
+    def take(self) -> tuple[Piece, ...]:
+        """Hand over all pieces and be empty again."""
+        pieces = tuple(self._pieces)
+        self._pieces, self._rows_folded, self._rows_unfolded = [], 0, 0
+        return pieces
+
+    def _fold_states(self) -> None:
+        assert self._layout.merger is not None
+        reduced = self._layout.merger.reduce([p.batch for p in self._pieces])
+        self._pieces = []
+        for batch in reduced:
+            times = self._layout.times(batch)
+            if batch.num_rows:
+                self._pieces.append(Piece(batch, None if times is None else int(times.max())))
+        self._rows_folded, self._rows_unfolded = sum(b.num_rows for b in reduced), 0
+
+    def _fold_upserts(self) -> None:
+        """Sort what was written since the last read, then merge neighbours of similar size.
+
+        Sizes stay geometric, so n rows are in O(log n) pieces and each is merged O(log n) times.
+        """
+        fresh = [p for p in self._pieces if not p.sorted]
+        if not fresh:
+            return
+        pieces = [p for p in self._pieces if p.sorted]
+        pieces.append(self._merged(fresh))
+        while len(pieces) > 1 and pieces[-2].batch.num_rows <= 2 * pieces[-1].batch.num_rows:
+            pieces[-2:] = [self._merged(pieces[-2:])]
+        self._pieces = pieces
+        self._rows_unfolded, self._rows_folded = sum(p.batch.num_rows for p in pieces), 0
+
+    def _merged(self, pieces: list[Piece]) -> Piece:
+        merged = self._layout.merge([p.to_stored(self._layout) for p in pieces])
+        times = self._layout.times(merged)
+        return Piece(merged, None if times is None or not len(times) else int(times.max()), merged, sorted=True)
+
+
+def null_row_batch(schema: pa.Schema, keys: pa.RecordBatch) -> pa.RecordBatch:
+    """A batch of ``schema`` with the given key columns and nulls elsewhere: a deletion."""
+    arrays = [keys.column(f.name) if f.name in keys.schema.names else pa.nulls(keys.num_rows, f.type) for f in schema]
+    return pa.RecordBatch.from_arrays(arrays, schema=pa.schema([f.with_nullable(True) for f in schema]))

@@ -1,0 +1,247 @@
+"""Merge rules of the table kinds: what remains of several pieces of one table.
+
+Every piece of a table, in memory or in a file, is a list of *stored* batches: the columns of the
+table in canonical form, then ``__hash`` (the 64-bit hash of the partition key: the key without the
+time column) and, for upsert tables, ``__tombstone``. `TableLayout` knows these columns; its
+`merge` takes pieces from oldest to newest and returns one sorted piece.
+
+Physical order, by ``TableSpec.order``: ``hash`` sorts by (hash, time), ``time`` by (time, hash);
+rows that agree in both (another key only if two keys collide) lie together by key, in the order
+of their first write. Equality of keys is always decided on the typed columns, never on the hash.
+
+Invariants:
+
+* Upsert: of the rows of one key the newest remains; tombstones remain unless ``drop_tombstones``,
+  which is right only when no older piece exists.
+* Aggregate: one row of states per key.
+* Append: every row remains, in write order within a key.
+* Rows below ``watermark`` never remain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from statebackend.accumulators import StateMerger
+from statebackend.errors import SchemaMismatchError
+from statebackend.keys import Hasher, canonical_schema, canonicalise, rows_equal
+from statebackend.tables import TableKind, TableOrder, TableSpec
+
+if TYPE_CHECKING:
+    from datafusion.user_defined import AggregateUDF
+
+__all__ = ["HASH_COLUMN", "TOMBSTONE_COLUMN", "TableLayout", "concat", "time_values"]
+
+HASH_COLUMN = "__hash"
+TOMBSTONE_COLUMN = "__tombstone"
+
+Int64s = npt.NDArray[np.int64]
+UInt64s = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class TableLayout:
+    """The stored form of one table and its merge rule."""
+
+    spec: TableSpec
+    hasher: Hasher
+    canonical: pa.Schema
+    stored: pa.Schema
+    merger: StateMerger | None
+
+    @classmethod
+    def of(cls, spec: TableSpec, hasher: Hasher, udafs: Mapping[str, AggregateUDF]) -> TableLayout:
+        """The layout of a table.
+
+        Raises `SchemaMismatchError` when its columns are not those of its aggregation.
+        """
+        canonical = canonical_schema(spec.schema)
+        extra = [pa.field(HASH_COLUMN, pa.uint64(), nullable=False)]
+        if spec.kind is TableKind.UPSERT:
+            extra.append(pa.field(TOMBSTONE_COLUMN, pa.bool_(), nullable=False))
+        merger = StateMerger.from_declaration(spec.aggregation, udafs) if spec.aggregation is not None else None
+        if merger is not None and merger.state_schema.names != spec.schema.names:
+            raise SchemaMismatchError(
+                f"table {spec.name!r}: columns {spec.schema.names} are not those of its aggregation, "
+                f"{merger.state_schema.names}"
+            )
+        return cls(spec, hasher, canonical, pa.schema([*canonical, *extra]), merger)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """What the states of an aggregate table look like; None for the other kinds."""
+        return None if self.merger is None else self.merger.fingerprint
+
+    @property
+    def partition_key(self) -> list[str]:
+        """The key columns that decide where a row lives: all but the time column."""
+        return [k for k in self.spec.key if k != self.spec.time_field]
+
+    def to_stored(self, batch: pa.RecordBatch, *, tombstone: bool = False) -> pa.RecordBatch:
+        """A canonical batch plus its hash and tombstone columns."""
+        arrays = [*batch.columns, pa.array(self.hash_of(batch))]
+        if self.spec.kind is TableKind.UPSERT:
+            arrays.append(pa.array(np.full(batch.num_rows, tombstone)))
+        return pa.RecordBatch.from_arrays(arrays, schema=self.stored)
+
+    def hash_of(self, batch: pa.RecordBatch) -> UInt64s:
+        """Hash of the partition key of every row of a canonical batch."""
+        return self.hasher.hash(batch, self.partition_key)
+
+    def check(self, batch: pa.RecordBatch) -> None:
+        """Raise `SchemaMismatchError` unless the batch has exactly the columns of the table."""
+        if batch.schema.names != self.spec.schema.names or batch.schema.types != self.spec.schema.types:
+            raise SchemaMismatchError(
+                f"table {self.spec.name!r}: batch has columns ({_columns(batch.schema)}), "
+                f"expected ({_columns(self.spec.schema)})"
+            )
+        if (time := self.spec.time_field) is not None and batch.column(time).null_count:
+            raise ValueError(f"table {self.spec.name!r}: null in the time column {time!r}")
+
+    def to_user(self, batch: pa.RecordBatch, columns: Sequence[str] | None) -> pa.RecordBatch:
+        """The user's columns and types of a stored or canonical batch."""
+        names = list(columns) if columns is not None else self.spec.schema.names
+        schema = pa.schema([self.spec.schema.field(n) for n in names])
+        return batch.select(names).cast(schema) if batch.select(names).schema != schema else batch.select(names)
+
+    def times(self, batch: pa.RecordBatch) -> Int64s | None:
+        """Values of the time column as integers in its own unit, or None without one."""
+        return None if self.spec.time_field is None else time_values(batch.column(self.spec.time_field))
+
+    def alive(self, batch: pa.RecordBatch, start: int | None, end: int | None) -> pa.RecordBatch:
+        """The rows with ``start <= time < end``; the batch itself when that is all of them."""
+        times = self.times(batch)
+        if times is None or (start is None and end is None) or not len(times):
+            return batch
+        low, high = int(times.min()), int(times.max())
+        if (start is None or start <= low) and (end is None or high < end):
+            return batch
+        if (start is not None and high < start) or (end is not None and low >= end):
+            return batch.slice(0, 0)
+        keep = np.ones(len(times), dtype=bool)
+        if start is not None:
+            keep &= times >= start
+        if end is not None:
+            keep &= times < end
+        return batch.filter(pa.array(keep))
+
+    def merge(
+        self, pieces: Sequence[pa.RecordBatch], *, watermark: int | None = None, drop_tombstones: bool = False
+    ) -> pa.RecordBatch:
+        """One sorted piece out of stored batches, from oldest to newest.
+
+        Pieces of an aggregate table need not have their hash yet: merging makes new rows.
+        """
+        batches = [b for b in (self.alive(p, watermark, None) for p in pieces) if b.num_rows]
+        if self.merger is not None and batches:
+            states = self.merger.reduce([b.select(self.spec.schema.names) for b in batches])
+            batches = [self.to_stored(canonicalise(b)) for b in states]
+        batch = concat(batches, self.stored)
+        order, starts = self.sort_order(batch)
+        if self.spec.kind is TableKind.UPSERT and len(order):
+            # The sort is stable, so the last row of each group of equal keys is the newest.
+            order = order[np.append(starts[1:], len(order)) - 1]
+            if drop_tombstones:
+                dead = batch.column(TOMBSTONE_COLUMN).to_numpy(zero_copy_only=False)[order]
+                order = order[~dead]
+        return batch if _is_identity(order, batch.num_rows) else batch.take(pa.array(order))
+
+    def sort_order(self, batch: pa.RecordBatch) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+        """Stable physical order of the rows, and where in it each group of equal keys begins."""
+        columns = self.order_columns(batch)
+        order = _stable_order(columns)
+        if not len(order):
+            return order, order
+        tied = np.ones(len(order) - 1, dtype=bool)
+        for column in columns:
+            ordered = column[order]
+            tied &= ordered[1:] == ordered[:-1]
+        if tied.any():
+            order = self._group_collisions(batch, order, tied)
+            tied[tied] = self._equal_to_previous(batch, order, np.flatnonzero(tied) + 1)
+        return order, np.flatnonzero(np.append(True, ~tied))
+
+    def order_columns(self, batch: pa.RecordBatch) -> list[npt.NDArray[Any]]:
+        """The columns that the physical order compares, most significant first."""
+        hashes = batch.column(HASH_COLUMN).to_numpy()
+        times = self.times(batch)
+        if times is None:
+            return [hashes]
+        return [times, hashes] if self.spec.order is TableOrder.TIME else [hashes, times]
+
+    def key_arrays(self, batch: pa.RecordBatch) -> list[pa.Array]:
+        """The key columns."""
+        return [batch.column(k) for k in self.spec.key]
+
+    def _equal_to_previous(
+        self, batch: pa.RecordBatch, order: npt.NDArray[np.intp], at: npt.NDArray[np.intp]
+    ) -> npt.NDArray[np.bool_]:
+        keys = self.key_arrays(batch)
+        here, before = pa.array(order[at]), pa.array(order[at - 1])
+        return rows_equal([k.take(here) for k in keys], [k.take(before) for k in keys])
+
+    def _group_collisions(
+        self, batch: pa.RecordBatch, order: npt.NDArray[np.intp], tied: npt.NDArray[np.bool_]
+    ) -> npt.NDArray[np.intp]:
+        """Reorder rows that agree in every order column so that equal keys lie together.
+
+        One round per distinct key of a collision: compare every row with the first row that is not
+        placed yet. With a 64-bit hash there is practically never more than one round.
+        """
+        group = np.cumsum(np.append(True, ~tied)) - 1
+        code = np.zeros(len(order), dtype=np.int64)
+        sizes = np.bincount(group)
+        open_rows = np.flatnonzero(sizes[group] > 1)
+        keys = self.key_arrays(batch)
+        rounds = 0
+        while len(open_rows):
+            groups = group[open_rows]
+            first = np.append(True, groups[1:] != groups[:-1])
+            leader = open_rows[np.flatnonzero(first)][np.cumsum(first) - 1]
+            rows, leaders = pa.array(order[open_rows]), pa.array(order[leader])
+            same = rows_equal([k.take(rows) for k in keys], [k.take(leaders) for k in keys])
+            code[open_rows] = rounds
+            open_rows = open_rows[~same]
+            rounds += 1
+        if rounds <= 1:
+            return order
+        return order[np.lexsort((np.arange(len(order)), code, group))]
+
+
+def time_values(array: pa.Array) -> Int64s:
+    """Integers of an int64 or timestamp column without nulls, in its own unit; no copy."""
+    values: Int64s = array.view(pa.int64()).to_numpy(zero_copy_only=True)
+    return values
+
+
+def _stable_order(columns: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.intp]:
+    """Stable argsort by several columns, most significant first; constant columns cost nothing."""
+    order: npt.NDArray[np.intp] | None = None
+    for column in reversed(columns):
+        if len(column) and column[0] == column[-1] and (column == column[0]).all():
+            continue
+        order = np.argsort(column, kind="stable") if order is None else order[np.argsort(column[order], kind="stable")]
+    return np.arange(len(columns[0])) if order is None else order
+
+
+def _is_identity(order: npt.NDArray[np.intp], rows: int) -> bool:
+    return len(order) == rows and bool((order == np.arange(rows)).all())
+
+
+def concat(batches: Sequence[pa.RecordBatch], schema: pa.Schema) -> pa.RecordBatch:
+    """One batch out of any number, of the given schema."""
+    if not batches:
+        return pa.RecordBatch.from_arrays([pa.array([], f.type) for f in schema], schema=schema)
+    if len(batches) == 1:
+        return batches[0]
+    return pa.concat_batches(batches)
+
+
+def _columns(schema: pa.Schema) -> str:
+    return ", ".join(f"{f.name}: {f.type}" for f in schema)

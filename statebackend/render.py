@@ -1,0 +1,159 @@
+"""Manifests as tables for a terminal: one thing, one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from statebackend.bench import Figure
+from statebackend.inspect import StoreView
+from statebackend.manifest import Manifest, TableState
+from statebackend.tables import TableSpec
+
+__all__ = [
+    "byte_size",
+    "figures_table",
+    "files_table",
+    "identity_table",
+    "job_table",
+    "manifests_table",
+    "schema_table",
+    "tables_table",
+]
+
+
+def _table(
+    title: str, *columns: str, right: Sequence[str] = (), fold: Sequence[str] = (), header: bool = True
+) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_header=header)
+    for name in columns:
+        table.add_column(name, justify="right" if name in right else "left", no_wrap=name not in fold, overflow="fold")
+    return table
+
+
+def manifests_table(view: StoreView) -> Table:
+    """The newest manifests, one a line; what cannot be read says why."""
+    numbers = ("manifest", "checkpoint", "epoch", "tables", "files", "rows", "bytes")
+    table = _table("manifests, newest first", *numbers, "time (UTC)", right=numbers)
+    by_number = {int(m.number): m for m in view.manifests}
+    for number in view.numbers[: len(by_number) + len(view.unreadable)]:
+        if number in view.unreadable:
+            table.add_row(str(number), *["?"] * 6, f"[red]{type(view.unreadable[number]).__name__}[/]")
+        elif number in by_number:
+            m = by_number[number]
+            files = m.files.values()
+            table.add_row(
+                str(number), str(m.checkpoint_id or "-"), str(m.writer_epoch), str(len(m.tables)), str(len(files)),
+                f"{sum(f.rows for f in files):,}", byte_size(sum(f.size for f in files)), _time(m.created_ms),
+            )  # fmt: skip
+    return table
+
+
+def tables_table(manifest: Manifest) -> Table:
+    """The tables of a manifest, one a line."""
+    numbers = ("files", "rows", "bytes")
+    table = _table("tables", "name", "kind", "order", *numbers, "watermark", "key", right=numbers, fold=("name", "key"))
+    for name, state in sorted(manifest.tables.items()):
+        table.add_row(
+            name, state.spec.kind, state.spec.order, str(len(state.files)), f"{sum(f.rows for f in state.files):,}",
+            byte_size(sum(f.size for f in state.files)), _watermark(state), ", ".join(state.spec.key),
+        )  # fmt: skip
+    return table
+
+
+def identity_table(manifest: Manifest) -> Table:
+    """Who wrote the manifest, and where it stands in the history."""
+    table = _table(f"manifest {manifest.number}", "field", "value", fold=("value",), header=False)
+    for name in ("store_id", "timeline", "writer_epoch", "writer_id", "attempt_id", "parent_attempt", "checkpoint_id"):
+        table.add_row(name, str(getattr(manifest, name)))
+    table.add_row("created (UTC)", _time(manifest.created_ms))
+    kept = [str(r.checkpoint_id) for r in manifest.retained]
+    table.add_row("retained checkpoints", ", ".join(kept) or "none")
+    return table
+
+
+def job_table(manifest: Manifest) -> Table:
+    """What the job committed beside its tables."""
+    table = _table("job", "operator", "what", "value", fold=("operator", "value"))
+    job = manifest.job
+    for operator, position in sorted(job.sources.items()):
+        table.add_row(operator, "next position", _json(position))
+    for operator, watermark in sorted(job.watermarks.items()):
+        table.add_row(operator, "watermark", _epoch_ms(watermark))
+    for operator, committables in sorted(job.committables.items()):
+        table.add_row(operator, "to publish", f"{len(committables)}: {_json(list(committables))}")
+    for operator, plan in sorted(job.plan.items()):
+        table.add_row(operator, "plan", _json(plan))
+    return table
+
+
+def schema_table(spec: TableSpec) -> Table:
+    """Columns of a table, their types and roles."""
+    title = f"table {spec.name}: {spec.kind}, order {spec.order}"
+    table = _table(title, "column", "type", "role", fold=("type",))
+    for field in spec.schema:
+        role = "key" if field.name in spec.key else ""
+        table.add_row(field.name, str(field.type), "key, time" if field.name == spec.time_field else role)
+    return table
+
+
+def files_table(state: TableState) -> Table:
+    """Files of a table with their ranges, one a line."""
+    numbers = ("level", "rows", "bytes")
+    table = _table(f"files of {state.spec.name}, oldest first", "file", *numbers, "times", "hashes", right=numbers)
+    for f in state.files:
+        times = "-" if f.time_min is None else f"{_in_unit(state, f.time_min)} .. {_in_unit(state, f.time_max)}"
+        hashes = f"{f.hash_min:016x} .. {f.hash_max:016x}"
+        table.add_row(f.name, str(f.level), f"{f.rows:,}", byte_size(f.size), times, hashes)
+    return table
+
+
+def _watermark(state: TableState) -> str:
+    return "-" if state.watermark is None else _in_unit(state, state.watermark)
+
+
+def _in_unit(state: TableState, value: int | None) -> str:
+    """A value of the table's time column: as a date when it is a timestamp in milliseconds."""
+    if value is None or state.spec.time_field is None:
+        return "-"
+    return (
+        _epoch_ms(value)
+        if str(state.spec.schema.field(state.spec.time_field).type).startswith("timestamp[ms")
+        else str(value)
+    )
+
+
+def _epoch_ms(value: int) -> str:
+    limit = 253_402_300_800_000  # the year 10000
+    return _time(value) if -62_135_596_800_000 <= value < limit else ("end of time" if value > 0 else "before time")
+
+
+def _time(ms: int) -> str:
+    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+
+
+def byte_size(size: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, default=lambda b: f"<{len(b)} bytes>")
+
+
+def figures_table(title: str, figures: Sequence[Figure]) -> Table:
+    """Steps of a benchmark with their rates."""
+    table = _table(title, "step", "rows", "seconds", "rows/s", right=("rows", "seconds", "rows/s"))
+    for figure in figures:
+        rate = f"{figure.rows / figure.seconds:,.0f}" if figure.rows and figure.seconds else "-"
+        table.add_row(figure.step, f"{figure.rows:,}" if figure.rows else "-", f"{figure.seconds:.3f}", rate)
+    return table

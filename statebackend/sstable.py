@@ -1,0 +1,279 @@
+"""SSTables: immutable sorted Arrow IPC files with their index and statistics in the footer.
+
+Any Arrow reader opens one. The rows are cut into blocks (IPC record batches); the footer's custom
+metadata holds, under ``statebackend``, the index: one entry per block with its place, its
+checksum and the range of times and hashes in it. Footer metadata has to be given to Arrow before
+the first block is written, so space is reserved for it and filled in at the end, when the places
+are known; entries have a fixed size for that.
+
+::
+
+    "ARROW1" | schema message | block 0 | block 1 | ... | EOS | Arrow footer | length | "ARROW1"
+                                                                 └ metadata["statebackend"]
+    value    = "SSTX" + base64(envelope of kind SSTABLE_INDEX, padded) of
+               {"table", "rows", "blocks": bytes, "entry_bytes", "hash_version"}
+    blocks   = per block, little-endian: offset u64, length u64, rows u64, xxh3-64 u64,
+               hash_min u64, hash_max u64, time_min i64, time_max i64
+
+Invariants:
+
+* A file is written once, complete, under a name that no other bytes ever had.
+* Nothing of a block is decoded before its checksum agreed; the index carries its own checksum, and
+  the manifest holds the file's size and the checksum of its tail.
+* Without a time column ``time_min`` and ``time_max`` are zero and mean nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import re
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from statebackend import format as envelope
+from statebackend.errors import CorruptionError, ObjectMissingError, UnsupportedFormatError
+from statebackend.keys import HASH_VERSION
+from statebackend.merge import HASH_COLUMN, TableLayout
+from statebackend.objectstore import ObjectStore
+from statebackend.settings import StoreSettings
+
+__all__ = ["EncodedSSTable", "SSTableIndex", "SSTableMeta", "encode_sstable", "read_blocks", "read_index"]
+
+_MARK = b"SSTX"
+_ENTRY = np.dtype(
+    [
+        ("offset", "<u8"),
+        ("length", "<u8"),
+        ("rows", "<u8"),
+        ("checksum", "<u8"),
+        ("hash_min", "<u8"),
+        ("hash_max", "<u8"),
+        ("time_min", "<i8"),
+        ("time_max", "<i8"),
+    ]
+)
+_INDEX_SLACK = 512  # envelope, msgpack framing and the table's name
+_BASE64 = re.compile(re.escape(_MARK) + rb"([A-Za-z0-9+/]+=*)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SSTableMeta:
+    """What the manifest knows of one file.
+
+    ``size`` and ``tail_bytes`` in bytes; ``tail_checksum`` is xxh3-64 over the last ``tail_bytes``
+    bytes, which hold the footer; ``sequence`` orders the flushes of one writer; ``level`` is 0 for
+    a flushed file and 1 for a merged one. Times are None without a time column.
+    """
+
+    name: str
+    level: int
+    sequence: int
+    rows: int
+    size: int
+    tail_bytes: int
+    tail_checksum: int
+    hash_min: int
+    hash_max: int
+    time_min: int | None
+    time_max: int | None
+
+    def expired(self, watermark: int | None) -> bool:
+        """Whether every row lies below the watermark."""
+        return watermark is not None and self.time_max is not None and self.time_max < watermark
+
+
+@dataclass(frozen=True, slots=True)
+class SSTableIndex:
+    """Place and statistics of every block, as one structured array."""
+
+    entries: npt.NDArray[np.void]
+
+    def overlapping(self, start: int | None, end: int | None) -> list[int]:
+        """Blocks that may hold times in ``[start, end)``."""
+        keep = np.ones(len(self.entries), dtype=bool)
+        if start is not None:
+            keep &= self.entries["time_max"] >= start
+        if end is not None:
+            keep &= self.entries["time_min"] < end
+        return [int(i) for i in np.flatnonzero(keep)]
+
+    def holding(self, hashes: npt.NDArray[np.uint64]) -> list[int]:
+        """Blocks whose hash range holds at least one of the sorted ``hashes``."""
+        first = np.searchsorted(hashes, self.entries["hash_min"], side="left")
+        last = np.searchsorted(hashes, self.entries["hash_max"], side="right")
+        return [int(i) for i in np.flatnonzero(last > first)]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedSSTable:
+    """The bytes of a file, what the manifest shall say of it, and its blocks (to be cached)."""
+
+    data: memoryview
+    meta: SSTableMeta
+    index: SSTableIndex
+    blocks: tuple[pa.RecordBatch, ...]
+
+
+def encode_sstable(
+    layout: TableLayout, rows: pa.RecordBatch, name: str, sequence: int, level: int, *, settings: StoreSettings
+) -> EncodedSSTable:
+    """Encode sorted stored rows (as `TableLayout.merge` returns them; at least one row)."""
+    blocks = [rows.slice(i, settings.block_rows) for i in range(0, rows.num_rows, settings.block_rows)]
+    reserved = len(_MARK) + _base64_bytes(_INDEX_SLACK + len(blocks) * _ENTRY.itemsize + len(layout.spec.name) * 4)
+    sink = io.BytesIO()
+    entries = np.zeros(len(blocks), dtype=_ENTRY)
+    options = pa.ipc.IpcWriteOptions(compression=settings.compression)
+    placeholder = {b"statebackend": _MARK + b" " * (reserved - len(_MARK))}
+    with pa.ipc.new_file(sink, layout.stored, options=options, metadata=placeholder) as writer:
+        for i, block in enumerate(blocks):
+            before = sink.tell()
+            writer.write_batch(block)
+            # The schema is written with the first block; that block begins after it.
+            offset = before or _end_of_schema(sink.getbuffer()[:16])
+            entries[i] = _entry(layout, block, offset, sink.getbuffer()[offset : sink.tell()])
+    data = sink.getbuffer()
+    tail_start = int(entries[-1]["offset"] + entries[-1]["length"])
+    _fill_index(data, tail_start, layout.spec.name, rows.num_rows, entries, reserved)
+    timed = layout.spec.time_field is not None
+    meta = SSTableMeta(
+        name=name,
+        level=level,
+        sequence=sequence,
+        rows=rows.num_rows,
+        size=len(data),
+        tail_bytes=len(data) - tail_start,
+        tail_checksum=envelope.checksum(data[tail_start:]),
+        hash_min=int(entries["hash_min"].min()),
+        hash_max=int(entries["hash_max"].max()),
+        time_min=int(entries["time_min"].min()) if timed else None,
+        time_max=int(entries["time_max"].max()) if timed else None,
+    )
+    return EncodedSSTable(data.toreadonly(), meta, SSTableIndex(entries), tuple(blocks))
+
+
+async def read_index(objects: ObjectStore, meta: SSTableMeta) -> SSTableIndex:
+    """Read and check the index of a file: one request.
+
+    Raises `CorruptionError` or `ObjectMissingError`, both naming the file.
+    """
+    tail = await _get(objects, meta.name, meta.size - meta.tail_bytes, meta.size)
+    found = envelope.checksum(tail)
+    if found != meta.tail_checksum:
+        raise CorruptionError(
+            f"{meta.name}: checksum of the footer is {found:016x}, expected {meta.tail_checksum:016x}"
+        )
+    match = _BASE64.search(tail)
+    if match is None:
+        raise CorruptionError(f"{meta.name}: no index in the footer")
+    return SSTableIndex(_decode_index(match.group(1), meta))
+
+
+async def read_blocks(
+    objects: ObjectStore, meta: SSTableMeta, index: SSTableIndex, numbers: Sequence[int], schema: pa.Schema
+) -> list[pa.RecordBatch]:
+    """Read, check and decode some blocks; neighbours are fetched in one request.
+
+    Raises `CorruptionError` or `ObjectMissingError`, both naming the file.
+    """
+    blocks: list[pa.RecordBatch] = []
+    for first, last in _neighbours(numbers):
+        start = int(index.entries[first]["offset"])
+        end = int(index.entries[last]["offset"] + index.entries[last]["length"])
+        data = memoryview(await _get(objects, meta.name, start, end))
+        for number in range(first, last + 1):
+            entry = index.entries[number]
+            begin = int(entry["offset"]) - start
+            blocks.append(_decode_block(meta.name, number, entry, data[begin : begin + int(entry["length"])], schema))
+    return blocks
+
+
+def _decode_block(name: str, number: int, entry: np.void, data: memoryview, schema: pa.Schema) -> pa.RecordBatch:
+    found = envelope.checksum(data)
+    if found != int(entry["checksum"]):
+        raise CorruptionError(
+            f"{name}: block {number}: checksum is {found:016x}, expected {int(entry['checksum']):016x}"
+        )
+    try:
+        batch = pa.ipc.read_record_batch(pa.py_buffer(data), schema)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
+        raise CorruptionError(f"{name}: block {number} is not a record batch of ({schema.names}): {error}") from error
+    if batch.num_rows != int(entry["rows"]):
+        raise CorruptionError(f"{name}: block {number} has {batch.num_rows} rows, expected {int(entry['rows'])}")
+    return batch
+
+
+def _entry(layout: TableLayout, block: pa.RecordBatch, offset: int, data: memoryview) -> tuple[int, ...]:
+    hashes = block.column(HASH_COLUMN).to_numpy()
+    times = layout.times(block)
+    low, high = (0, 0) if times is None else (int(times.min()), int(times.max()))
+    digest = envelope.checksum(data)
+    return offset, len(data), block.num_rows, digest, int(hashes.min()), int(hashes.max()), low, high
+
+
+def _fill_index(
+    data: memoryview, tail_start: int, table: str, rows: int, entries: npt.NDArray[np.void], reserved: int
+) -> None:
+    value = {
+        "table": table,
+        "rows": rows,
+        "entry_bytes": _ENTRY.itemsize,
+        "hash_version": HASH_VERSION,
+        "blocks": entries.tobytes(),
+    }
+    text = _MARK + base64.b64encode(envelope.encode(envelope.ObjectKind.SSTABLE_INDEX, value))
+    at = tail_start + bytes(data[tail_start:]).index(_MARK + b" ")
+    assert len(text) <= reserved, "the reserved space holds every index of this many blocks"
+    data[at : at + reserved] = text.ljust(reserved)
+
+
+def _decode_index(text: bytes, meta: SSTableMeta) -> npt.NDArray[np.void]:
+    try:
+        raw = base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise CorruptionError(f"{meta.name}: index is not base64: {error}") from error
+    value = envelope.decode(envelope.ObjectKind.SSTABLE_INDEX, raw, meta.name)
+    if value["hash_version"] > HASH_VERSION:
+        raise UnsupportedFormatError(
+            f"{meta.name}: keys hashed by version {value['hash_version']}; this library knows up to {HASH_VERSION}"
+        )
+    entries = np.frombuffer(value["blocks"], dtype=_ENTRY)
+    if value["entry_bytes"] != _ENTRY.itemsize or value["rows"] != meta.rows or int(entries["rows"].sum()) != meta.rows:
+        raise CorruptionError(f"{meta.name}: index counts {value['rows']} rows, the manifest {meta.rows}")
+    return entries
+
+
+async def _get(objects: ObjectStore, name: str, start: int, end: int) -> bytes:
+    try:
+        data = await objects.get_range(name, start, end)
+    except ObjectMissingError as error:
+        raise ObjectMissingError(f"{name}: SSTable is named by the manifest, but does not exist") from error
+    if len(data) != end - start:
+        raise CorruptionError(f"{name}: truncated: {len(data)} bytes at {start}, expected {end - start}")
+    return data
+
+
+def _neighbours(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Runs of consecutive numbers as (first, last)."""
+    runs: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], number)
+        else:
+            runs.append((number, number))
+    return runs
+
+
+def _end_of_schema(head: memoryview) -> int:
+    """Where the first block begins: magic (8), continuation (4), length (4), schema message."""
+    return 16 + int(struct.unpack_from("<i", head, 12)[0])
+
+
+def _base64_bytes(size: int) -> int:
+    return (size + 2) // 3 * 4

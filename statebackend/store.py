@@ -1,0 +1,320 @@
+"""The state store: tables in memory and in files, cut and committed together.
+
+Wiring only. Writes go to MemTables; `StateStore.checkpoint` swaps them out under one lock
+(microseconds) and hands them to the flusher on the isolated runtime; a commit swaps frozen
+MemTables for files. Reads see MemTable, frozen MemTables and files at one moment.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from statebackend.backend import Checkpoint, Health, JobState
+from statebackend.cache import BlockCache, BlockReader
+from statebackend.compactor import Compactor
+from statebackend.errors import CorruptionError, SchemaMismatchError
+from statebackend.flusher import FlushRequest, MemtableFlusher
+from statebackend.ids import CheckpointId, SequenceNumber, StoreId
+from statebackend.keys import Hasher
+from statebackend.manifest import Manifest
+from statebackend.manifest_store import Clock, FenceableManifest, ManifestStore, SystemClock
+from statebackend.merge import TableLayout
+from statebackend.objectstore import ObjectStore, open_object_store
+from statebackend.objectstore_wrappers import CountingObjectStore, RetryingObjectStore, RetryPolicy
+from statebackend.runtime import IsolatedRuntime
+from statebackend.settings import StoreSettings
+from statebackend.sstable import EncodedSSTable
+from statebackend.table import LsmTable
+from statebackend.tables import TableSpec
+
+if TYPE_CHECKING:
+    from datafusion.user_defined import AggregateUDF
+
+__all__ = ["StateStore"]
+
+logger = logging.getLogger(__name__)
+
+
+class StateStore:
+    """An open store; a context manager. See `StateStore.open`."""
+
+    def __init__(
+        self,
+        url: str,
+        objects: CountingObjectStore,
+        fenceable: FenceableManifest,
+        found: Manifest,
+        runtime: IsolatedRuntime,
+        settings: StoreSettings,
+        clock: Clock,
+        rng: random.Random,
+        hasher: Hasher,
+        udafs: Mapping[str, AggregateUDF],
+    ) -> None:
+        # Constant after construction.
+        self.url = url
+        self.settings = settings
+        self.restored = found.checkpoint
+        self.reader = BlockReader(objects, BlockCache(settings.cache_bytes))
+        self.lock = threading.RLock()
+        self._objects = objects
+        self._runtime = runtime
+        self._clock = clock
+        self._hasher = hasher
+        self._udafs = udafs
+        self._store_id = fenceable.manifest.store_id
+        self._flusher = MemtableFlusher(fenceable, objects, runtime, settings, clock, rng, self._committed)
+        self._compactor = Compactor(
+            self._flusher, objects, self.reader, runtime, settings, clock, rng, self._layout_of, self._compacted
+        )
+        # State below is protected by lock.
+        self._tables: dict[str, LsmTable] = {}
+        self._manifest = fenceable.manifest
+        self._sequence = 0
+        self._checkpoint_id = int(found.checkpoint_id)
+        self._job = found.job
+        self._closed = False
+
+    @classmethod
+    def open(
+        cls,
+        url: str | os.PathLike[str],
+        settings: StoreSettings | None = None,
+        *,
+        udafs: Mapping[str, AggregateUDF] | None = None,
+        objects: ObjectStore | None = None,
+        clock: Clock | None = None,
+        rng: random.Random | None = None,
+        hasher: Hasher | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        allow_unsafe_create: bool = False,
+    ) -> StateStore:
+        """Open the store at ``url`` for writing, creating it if there is none; older writers are fenced.
+
+        ``udafs``: Python aggregate functions by name, for tables that were declared with them.
+        ``objects``, ``clock``, ``rng``, ``hasher``: collaborators, for tests.
+
+        Raises `CorruptionError`, `AtomicCreateError`, `StorageUnavailableError`.
+        """
+        settings = settings or StoreSettings()
+        clock = clock or SystemClock()
+        rng = rng or random.SystemRandom()
+        runtime = IsolatedRuntime("statestore", io_threads=settings.io_threads, cpu_threads=settings.cpu_threads)
+        runtime.start()
+        try:
+            inner = objects or open_object_store(
+                os.fspath(url),
+                runtime.io_executor,
+                storage_options=storage_options,
+                allow_unsafe_create=allow_unsafe_create,
+            )
+            counted = CountingObjectStore(RetryingObjectStore(inner, RetryPolicy(timeout_s=settings.request_timeout_s)))
+            fenceable, found = runtime.call(_take_over(counted, clock, rng, settings), None)
+            store = cls(
+                os.fspath(url), counted, fenceable, found, runtime, settings, clock, rng,
+                hasher or Hasher(), dict(udafs or {}),
+            )  # fmt: skip
+        except BaseException:
+            runtime.close(5.0)
+            raise
+        if settings.flush_interval_s is not None:
+            runtime.submit(store._tick(settings.flush_interval_s), background=True)
+        return store
+
+    @property
+    def store_id(self) -> StoreId:
+        """Random identity of this store, given when it was created."""
+        return self._store_id
+
+    @property
+    def manifest(self) -> Manifest:
+        """The newest manifest that this writer knows."""
+        return self._manifest
+
+    def table(self, spec: TableSpec) -> LsmTable:
+        """Create the table or open the one of this name.
+
+        Raises `SchemaMismatchError` if the store holds a table of this name with another spec.
+        """
+        self.check_usable()
+        with self.lock:
+            if (table := self._tables.get(spec.name)) is not None:
+                _check_spec(table.spec, table.layout, spec, self.url)
+                return table
+            layout = TableLayout.of(spec, self._hasher, self._udafs)
+            state = self._manifest.tables.get(spec.name)
+            if state is not None:
+                _check_spec(state.spec, layout, spec, self.url, state.fingerprint)
+            table = LsmTable(
+                self, layout, state.files if state is not None else (), state.watermark if state is not None else None
+            )
+            self._tables[spec.name] = table
+            return table
+
+    def checkpoint(self, job: JobState, prepare: Sequence[Callable[[], None]] = ()) -> Future[Checkpoint]:
+        """Cut now, commit in the background; see `StateBackend.checkpoint`."""
+        self.check_usable()
+        with self.lock:
+            self._job = job
+            request = self._cut(job, prepare)
+            future: Future[Checkpoint] = self._runtime.submit(self._flusher.flush_imm_memtables_to_l0(request))
+        return future
+
+    def flush(self) -> Checkpoint:
+        """Make everything written so far durable and wait for it; for use without a job.
+
+        Raises `ValueError` when the store belongs to a job: its tables and its positions become
+        durable together, at a barrier.
+        """
+        with self.lock:
+            if self._job.sources:
+                raise ValueError(f"{self.url}: the store belongs to a job with sources {sorted(self._job.sources)}")
+            future = self.checkpoint(self._job)
+        return future.result()
+
+    def health(self) -> Health:
+        """What the background work is doing; `Health.error` keeps a failure until work succeeds again."""
+        error = self._flusher.fatal or self._flusher.last_error or self._compactor.last_error
+        with self.lock:
+            details = {
+                "checkpoint_id": int(self._manifest.checkpoint_id),
+                "manifest_number": int(self._manifest.number),
+                "memtable_rows": sum(t.memtable.rows for t in self._tables.values()),
+                "frozen_memtables": sum(len(t.frozen) for t in self._tables.values()),
+                "files": sum(len(t.files) for t in self._tables.values()),
+                "cache_bytes": self.reader.cache_bytes,
+                "commits": self._flusher.commits,
+                "flush_failures": self._flusher.failures,
+                "compactions": self._compactor.completed,
+                "compaction_failures": self._compactor.failures,
+            }
+        return Health(ok=error is None and not self._closed, error=error, details=details)
+
+    def requests(self) -> Any:
+        """Storage requests, bytes and errors so far, by operation."""
+        return self._objects.snapshot()
+
+    def close(self, deadline_s: float = 30.0) -> None:
+        """Finish what was handed over and stop every thread; rows written after the last checkpoint are not kept."""
+        with self.lock:
+            self._closed = True
+        self._runtime.close(deadline_s)
+
+    def __enter__(self) -> StateStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def check_usable(self) -> None:
+        """Raise the error that ended the store, if one did."""
+        self._runtime.check_usable()
+        if self._flusher.fatal is not None:
+            raise self._flusher.fatal
+
+    def read(self, work: Callable[[], Coroutine[Any, Any, list[pa.RecordBatch]]]) -> list[pa.RecordBatch]:
+        """Run a read on the runtime and wait for it."""
+        return self._runtime.call(work, None)
+
+    def _cut(self, job: JobState, prepare: Sequence[Callable[[], None]]) -> FlushRequest:
+        """Freeze every MemTable; the lock is held."""
+        for table in self._tables.values():
+            self._sequence += 1
+            table.freeze(SequenceNumber(self._sequence))
+        self._checkpoint_id += 1
+        return FlushRequest(
+            checkpoint_id=CheckpointId(self._checkpoint_id),
+            low_mark=SequenceNumber(self._sequence),
+            job=job,
+            prepare=tuple(prepare),
+            tables={n: (t.spec, t.layout.fingerprint, t.watermark) for n, t in self._tables.items()},
+            layouts={n: t.layout for n, t in self._tables.items()},
+            frozen=[f for t in self._tables.values() for f in t.frozen],
+            started=self._clock.monotonic(),
+        )
+
+    def _committed(self, manifest: Manifest, written: Sequence[EncodedSSTable], low_mark: int) -> None:
+        """A checkpoint was committed: frozen MemTables give way to files. Runs on the runtime's thread."""
+        for table in written:
+            self.reader.keep(table)
+        self._adopt(manifest, low_mark)
+        self._runtime.submit(self._compactor.run_if_due, background=True)
+
+    def _compacted(self, manifest: Manifest) -> None:
+        self._adopt(manifest, 0)
+
+    def _adopt(self, manifest: Manifest, low_mark: int) -> None:
+        with self.lock:
+            self._manifest = manifest
+            for name, table in self._tables.items():
+                if (state := manifest.tables.get(name)) is not None:
+                    table.flushed(low_mark, state.files)
+        self.reader.forget(set(manifest.files))
+
+    def _layout_of(self, name: str) -> TableLayout | None:
+        with self.lock:
+            table = self._tables.get(name)
+        return table.layout if table is not None else None
+
+    async def _tick(self, interval_s: float) -> None:
+        """Commit by itself while there are new rows; a failure is kept for `health` and tried again."""
+        while not self._closed and self._flusher.fatal is None:
+            await self._clock.sleep(interval_s)
+            with self.lock:
+                if self._closed or not any(t.memtable.rows for t in self._tables.values()):
+                    continue
+                request = self._cut(self._job, ())
+                commit = self._runtime.submit(self._flusher.flush_imm_memtables_to_l0(request))
+            commit.add_done_callback(_log_failure)
+
+
+def _log_failure(future: Future[Checkpoint]) -> None:
+    if not future.cancelled() and (error := future.exception()) is not None:
+        logger.warning("periodic flush failed, the rows go with the next one: %s", error)
+
+
+async def _take_over(
+    objects: ObjectStore, clock: Clock, rng: random.Random, settings: StoreSettings
+) -> tuple[FenceableManifest, Manifest]:
+    manifests = ManifestStore(objects)
+    if not await manifests.numbers() and (orphans := await objects.list("sst/")):
+        raise CorruptionError(
+            f"{objects.describe()}: holds {len(orphans)} SSTables such as {orphans[0]} and no manifest: "
+            "the manifests were deleted; refusing to start from nothing"
+        )
+    return await FenceableManifest.init_writer(manifests, clock, rng, settings.commit_timeout_s)
+
+
+def _check_spec(
+    known: TableSpec, layout: TableLayout, wanted: TableSpec, url: str, fingerprint: str | None = None
+) -> None:
+    for field in ("schema", "key", "kind", "order", "time_field"):
+        old, new = getattr(known, field), getattr(wanted, field)
+        if old != new:
+            raise SchemaMismatchError(f"{url}: table {known.name!r} has {field} {_show(old)}, asked for {_show(new)}")
+    if known.aggregation != wanted.aggregation:
+        raise SchemaMismatchError(
+            f"{url}: table {known.name!r} holds the states of {_functions(known)}, asked for {_functions(wanted)}"
+        )
+    if fingerprint is not None and fingerprint != layout.fingerprint:
+        raise SchemaMismatchError(
+            f"{url}: table {known.name!r} holds states of layout {fingerprint}, "
+            f"this DataFusion makes {layout.fingerprint}"
+        )
+
+
+def _show(value: Any) -> str:
+    return ", ".join(f"{f.name}: {f.type}" for f in value) if isinstance(value, pa.Schema) else repr(value)
+
+
+def _functions(spec: TableSpec) -> str:
+    aggregates = (spec.aggregation or {}).get("aggregates", [])
+    return ", ".join(f"{a.get('function')} as {a.get('name')}" for a in aggregates) or "no aggregation"

@@ -1,0 +1,256 @@
+"""One table of an open store: writes go to its MemTable, reads see every piece at one moment.
+
+A read takes, under the store's lock, the pieces of the MemTable, the frozen MemTables and the list
+of files; all are immutable, so the rest needs no lock. Files are read on the store's runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from statebackend.backend import LookupResult
+from statebackend.cache import BlockReader
+from statebackend.errors import SchemaMismatchError
+from statebackend.keys import canonicalise
+from statebackend.memtable import FrozenMemTable, MemTable, Piece, null_row_batch
+from statebackend.merge import HASH_COLUMN, TOMBSTONE_COLUMN, TableLayout, concat
+from statebackend.probe import probe
+from statebackend.sstable import SSTableMeta
+from statebackend.tables import TableKind, TableSpec
+
+__all__ = ["LsmTable", "TableHost"]
+
+
+class TableHost(Protocol):
+    """What a table needs of the store that it belongs to."""
+
+    lock: Any
+    reader: BlockReader
+
+    def check_usable(self) -> None:
+        """Raise the error that ended the store, if one did."""
+
+    def read(self, work: Callable[[], Coroutine[Any, Any, list[pa.RecordBatch]]]) -> list[pa.RecordBatch]:
+        """Run a read on the store's runtime and wait for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """Everything of one table at one moment, from oldest to newest."""
+
+    files: tuple[SSTableMeta, ...]
+    pieces: tuple[Piece, ...]
+    watermark: int | None
+
+
+class LsmTable:
+    """A `StateTable` of the LSM store."""
+
+    def __init__(self, host: TableHost, layout: TableLayout, files: tuple[SSTableMeta, ...], watermark: int | None):
+        self._host = host
+        self.layout = layout
+        # State below is protected by the store's lock.
+        self.memtable = MemTable(layout)
+        self.frozen: tuple[FrozenMemTable, ...] = ()
+        self.files = files
+        self._watermark = watermark
+
+    @property
+    def spec(self) -> TableSpec:
+        """The declaration of the table."""
+        return self.layout.spec
+
+    @property
+    def watermark(self) -> int | None:
+        """Rows with a time below this are dead and hidden; None before the first `expire`."""
+        return self._watermark
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Upsert, merge or append the rows, by the kind of the table.
+
+        Raises `SchemaMismatchError` when the columns differ from the table's.
+        """
+        self._host.check_usable()
+        self.layout.check(batch)
+        with self._host.lock:
+            self.memtable.append(batch)
+
+    def delete(self, keys: pa.RecordBatch) -> None:
+        """Delete the rows of these keys. Columns: the key columns. Upsert tables only."""
+        self._host.check_usable()
+        if self.spec.kind is not TableKind.UPSERT:
+            raise ValueError(
+                f"table {self.spec.name!r}: rows of kind {self.spec.kind.value!r} expire; no delete by key"
+            )
+        self._check_keys(keys)
+        with self._host.lock:
+            self.memtable.append(null_row_batch(self.spec.schema, keys), tombstone=True)
+
+    def expire(self, before: int) -> None:
+        """Declare all rows with a time below ``before`` (in the unit of the time column) dead."""
+        self._host.check_usable()
+        if self.spec.time_field is None:
+            raise ValueError(f"table {self.spec.name!r}: no time_field, so nothing can expire")
+        with self._host.lock:
+            if self._watermark is None or before > self._watermark:
+                self._watermark = before
+                self.memtable.expire(before)
+
+    def scan(
+        self,
+        columns: Sequence[str] | None = None,
+        time_range: tuple[int | None, int | None] = (None, None),
+        *,
+        merged: bool = True,
+    ) -> list[pa.RecordBatch]:
+        """Live rows with ``start <= time < end``; see `StateTable.scan`."""
+        self._host.check_usable()
+        start, end = time_range
+        if self.spec.time_field is None and (start is not None or end is not None):
+            raise ValueError(f"table {self.spec.name!r}: a time range needs a time_field")
+        view = self._view()
+        if view.watermark is not None and (start is None or start < view.watermark):
+            start = view.watermark
+        files = [f for f in view.files if _touches(f, start, end)]
+        batches = self._host.read(lambda: self._read_files(files, start, end)) if files else []
+        if merged:
+            pieces = [*batches, *(p.to_stored(self.layout) for p in view.pieces)]
+            alive = [self.layout.alive(p, start, end) for p in pieces]
+            batches = [self.layout.merge(alive, drop_tombstones=True)]
+        else:
+            if self.spec.kind is not TableKind.AGGREGATE:
+                raise ValueError(f"table {self.spec.name!r}: only partial states can be read unmerged")
+            batches = [self.layout.alive(b, start, end) for b in (*batches, *(p.batch for p in view.pieces))]
+        return [self.layout.to_user(b, columns) for b in batches if b.num_rows]
+
+    def lookup(self, keys: pa.RecordBatch) -> LookupResult:
+        """The row of each key; see `StateTable.lookup`."""
+        self._host.check_usable()
+        if self.spec.kind is TableKind.APPEND:
+            raise ValueError(f"table {self.spec.name!r}: an append table holds several rows of a key: scan it")
+        self._check_keys(keys)
+        probes = self._probes(keys)
+        view = self._view()
+        if self.layout.merger is not None:
+            return self._lookup_states(probes, view)
+        return self._lookup_newest(probes, view)
+
+    def freeze(self, sequence: Any) -> None:
+        """Swap the MemTable for an empty one; the store's lock is held."""
+        pieces = self.memtable.take()
+        if pieces:
+            self.frozen = (*self.frozen, FrozenMemTable(self.spec.name, sequence, pieces, self._watermark))
+
+    def flushed(self, low_mark: int, files: tuple[SSTableMeta, ...]) -> None:
+        """A manifest holds everything up to ``low_mark``; the store's lock is held."""
+        self.frozen = tuple(f for f in self.frozen if f.sequence > low_mark)
+        self.files = files
+
+    def _view(self) -> _View:
+        with self._host.lock:
+            frozen = [piece for f in self.frozen for piece in f.pieces]
+            return _View(self.files, (*frozen, *self.memtable.pieces()), self._watermark)
+
+    async def _read_files(
+        self, files: Sequence[SSTableMeta], start: int | None, end: int | None
+    ) -> list[pa.RecordBatch]:
+        batches: list[pa.RecordBatch] = []
+        for meta in files:
+            batches.extend(await self._host.reader.read_times(self.layout, meta, start, end))
+        return batches
+
+    def _check_keys(self, keys: pa.RecordBatch) -> None:
+        expected = {k: self.spec.schema.field(k).type for k in self.spec.key}
+        found = dict(zip(keys.schema.names, keys.schema.types, strict=True))
+        if found != expected:
+            raise SchemaMismatchError(f"table {self.spec.name!r}: key columns are {expected}, got {found}")
+
+    def _probes(self, keys: pa.RecordBatch) -> pa.RecordBatch:
+        """The keys in stored form: canonical, with their hash."""
+        keys = canonicalise(keys.select(list(self.spec.key)))
+        return keys.append_column(HASH_COLUMN, pa.array(self.layout.hash_of(keys)))
+
+    def _files_newest_first(
+        self, probes: pa.RecordBatch, view: _View
+    ) -> list[Callable[[npt.NDArray[np.intp]], pa.RecordBatch]]:
+        """For every file that may hold a key, newest first: read what may hold the given rows of ``probes``."""
+        hashes, times = probes.column(HASH_COLUMN).to_numpy(), self.layout.times(probes)
+
+        def reader_of(meta: SSTableMeta) -> Callable[[npt.NDArray[np.intp]], pa.RecordBatch]:
+            def read(rows: npt.NDArray[np.intp]) -> pa.RecordBatch:
+                wanted = np.sort(hashes[rows])
+                span = None if times is None else (int(times[rows].min()), int(times[rows].max()))
+                batches = self._host.read(lambda: self._host.reader.read_keys(self.layout, meta, wanted, span))
+                return concat(batches, self.layout.stored)
+
+            return read
+
+        return [reader_of(meta) for meta in reversed(view.files)]
+
+    def _lookup_newest(self, probes: pa.RecordBatch, view: _View) -> LookupResult:
+        missing = np.arange(probes.num_rows)
+        if view.watermark is not None:
+            times = self.layout.times(probes)
+            assert times is not None
+            missing = missing[times >= view.watermark]
+        pieces: list[pa.RecordBatch] = []
+        place = np.full(probes.num_rows, -1, dtype=np.int64)
+        rows_before = 0
+        memory = [self._sorted(p) for p in reversed(view.pieces)]
+        sources = [*(lambda _, m=m: m for m in memory), *self._files_newest_first(probes, view)]
+        for source in sources:
+            if not len(missing):
+                break
+            piece = source(missing)
+            found = probe(self.layout, piece, probes, missing)
+            hit = found >= 0
+            if hit.any():
+                pieces.append(piece.take(pa.array(found[hit])))
+                place[missing[hit]] = rows_before + np.arange(int(hit.sum()))
+                rows_before += int(hit.sum())
+                missing = missing[~hit]
+        rows = concat(pieces, self.layout.stored)
+        dead = rows.column(TOMBSTONE_COLUMN).to_numpy(zero_copy_only=False)
+        if dead.any():
+            place[(place >= 0) & dead[np.maximum(place, 0)]] = -1
+        return self._answer(rows, place)
+
+    def _lookup_states(self, probes: pa.RecordBatch, view: _View) -> LookupResult:
+        everything = np.arange(probes.num_rows)
+        pieces = [read(everything) for read in self._files_newest_first(probes, view)]
+        pieces.extend(p.batch for p in view.pieces)
+        rows = self.layout.merge(pieces, watermark=view.watermark)
+        return self._answer(rows, probe(self.layout, rows, probes, everything))
+
+    def _sorted(self, piece: Piece) -> pa.RecordBatch:
+        if not piece.sorted:  # a frozen piece that was never read before
+            piece.stored = self.layout.merge([piece.to_stored(self.layout)])
+            piece.sorted = True
+        return piece.to_stored(self.layout)
+
+    def _answer(self, rows: pa.RecordBatch, place: npt.NDArray[Any]) -> LookupResult:
+        hit = place >= 0
+        indices = pa.array(np.where(hit, place, 0), mask=~hit)
+        names = self.spec.schema.names
+        nullable = pa.schema([self.spec.schema.field(n).with_nullable(True) for n in names])
+        if not rows.num_rows:
+            arrays = [pa.nulls(len(hit), f.type) for f in nullable]
+            return LookupResult(pa.RecordBatch.from_arrays(arrays, schema=nullable), pa.array(hit))
+        return LookupResult(_nullable(rows.select(names).take(indices)).cast(nullable), pa.array(hit))
+
+
+def _touches(meta: SSTableMeta, start: int | None, end: int | None) -> bool:
+    if meta.time_min is None or meta.time_max is None:
+        return True
+    return (start is None or meta.time_max >= start) and (end is None or meta.time_min < end)
+
+
+def _nullable(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The same columns, declared nullable: a missing key is a row of nulls."""
+    return pa.RecordBatch.from_arrays(batch.columns, schema=pa.schema([f.with_nullable(True) for f in batch.schema]))

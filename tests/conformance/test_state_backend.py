@@ -1,0 +1,349 @@
+"""What every StateBackend keeps, whoever wrote it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from datafusion import col
+from datafusion import functions as f
+
+from statebackend import (
+    Aggregation,
+    FencedError,
+    JobState,
+    SchemaMismatchError,
+    StateBackend,
+    StoreClosedError,
+    StoreSettings,
+    TableKind,
+    TableOrder,
+    TableSpec,
+    backend_names,
+    open_backend,
+)
+from tests.support.stores import KV, LOG, job
+
+Open = Callable[[], StateBackend]
+INPUT = pa.schema([("window", pa.int64()), ("key", pa.string()), ("value", pa.float64())])
+AGGREGATION = Aggregation.compile(
+    INPUT,
+    [col("window"), col("key")],
+    [f.count(col("value")).alias("n"), f.avg(col("value")).alias("mean"), f.max(col("value")).alias("most")],
+)
+SUMS = TableSpec(
+    name="sums",
+    schema=AGGREGATION.merger.state_schema,
+    key=("window", "key"),
+    kind=TableKind.AGGREGATE,
+    order=TableOrder.TIME,
+    time_field="window",
+    aggregation=AGGREGATION.declaration,
+)
+
+
+@pytest.fixture(params=["lsm-local", "lsm-memory", "memory"])
+def open_again(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
+    opened: list[StateBackend] = []
+    name = f"{request.node.name}-{tmp_path.name}"
+
+    def open_() -> StateBackend:
+        if request.param == "memory":
+            opened.append(open_backend(name, backend="memory"))
+        else:
+            url = str(tmp_path / "state") if request.param == "lsm-local" else f"memory://{name}"
+            opened.append(open_backend(url, settings=StoreSettings(block_rows=16, l0_files_max=2)))
+        return opened[-1]
+
+    yield open_
+    for backend in opened:
+        backend.close()
+
+
+def kv(**rows: int | None) -> pa.RecordBatch:
+    return pa.record_batch({"key": list(rows), "value": list(rows.values())}, schema=KV.schema)
+
+
+def keys(*names: str | None) -> pa.RecordBatch:
+    return pa.record_batch({"key": pa.array(names, pa.string())})
+
+
+def rows(batches: list[pa.RecordBatch]) -> list[tuple[Any, ...]]:
+    return [tuple(r.values()) for b in batches for r in b.to_pylist()]
+
+
+def commit(backend: StateBackend, state: JobState | None = None) -> int:
+    return int(backend.checkpoint(state or JobState()).result(10).checkpoint_id)
+
+
+def events(*triples: tuple[int, str | None, float]) -> list[pa.RecordBatch]:
+    return AGGREGATION.partial([pa.record_batch(list(zip(*triples, strict=True)), schema=INPUT)])
+
+
+def final(table: Any, **options: Any) -> list[tuple[Any, ...]]:
+    return sorted(rows(AGGREGATION.merger.final(table.scan(**options))), key=str)
+
+
+def test_the_names_of_the_backends_are_registered() -> None:
+    assert {"lsm", "memory"} <= set(backend_names())
+    with pytest.raises(ValueError, match="no state backend 'nope'"):
+        open_backend("x", backend="nope")
+
+
+def test_a_new_backend_has_nothing_to_restore(open_again: Open) -> None:
+    assert open_again().restored is None
+
+
+def test_tables_and_positions_recover_at_the_same_checkpoint(open_again: Open) -> None:
+    backend = open_again()
+    table = backend.table(KV)
+    table.write(kv(a=1, b=2))
+    first = commit(backend, job(10))
+    table.write(kv(a=3))
+    second = commit(backend, job(20))
+    table.write(kv(a=99, c=99))  # after the barrier: lost with the crash
+    again = open_again()
+    assert second > first
+    assert again.restored is not None
+    assert again.restored.checkpoint_id == second
+    assert again.restored.job == job(20)
+    assert sorted(rows(again.table(KV).scan())) == [("a", 3), ("b", 2)]
+
+
+def test_a_checkpoint_cuts_at_the_moment_of_the_call(open_again: Open) -> None:
+    backend = open_again()
+    table = backend.table(KV)
+    table.write(kv(a=1))
+    held = threading.Event()
+    future = backend.checkpoint(job(1), prepare=[lambda: held.wait(10) and None])
+    table.write(kv(a=2))
+    assert rows(table.scan()) == [("a", 2)]
+    held.set()
+    future.result(10)
+    assert rows(table.scan()) == [("a", 2)]
+    assert rows(open_again().table(KV).scan()) == [("a", 1)]
+
+
+def test_a_failed_checkpoint_leaves_its_rows_to_the_next(open_again: Open) -> None:
+    backend = open_again()
+    table = backend.table(KV)
+    table.write(kv(a=1))
+
+    def broken() -> None:
+        raise OSError("disk on fire")
+
+    with pytest.raises(OSError, match="disk on fire"):
+        backend.checkpoint(job(1), prepare=[broken]).result(10)
+    assert not backend.health().ok
+    table.write(kv(b=2))
+    commit(backend, job(2))
+    assert backend.health().ok
+    again = open_again()
+    assert again.restored is not None
+    assert again.restored.job == job(2)
+    assert sorted(rows(again.table(KV).scan())) == [("a", 1), ("b", 2)]
+
+
+def test_cancelling_the_future_drops_only_the_wait(open_again: Open) -> None:
+    backend = open_again()
+    backend.table(KV).write(kv(a=1))
+    held = threading.Event()
+    future = backend.checkpoint(job(1), prepare=[lambda: held.wait(10) and None])
+    future.cancel()
+    held.set()
+    commit(backend, job(2))
+    assert rows(open_again().table(KV).scan()) == [("a", 1)]
+
+
+def test_opening_again_fences_the_older_backend(open_again: Open) -> None:
+    old = open_again()
+    old.table(KV).write(kv(a=1))
+    commit(old)
+    new = open_again()
+    with pytest.raises(FencedError):
+        old.checkpoint(JobState()).result(10)
+    with pytest.raises(FencedError):
+        old.table(KV).write(kv(a=2))
+    new.table(KV).write(kv(b=2))
+    commit(new)
+
+
+def test_a_closed_backend_says_so(open_again: Open) -> None:
+    backend = open_again()
+    table = backend.table(KV)
+    backend.close()
+    backend.close()
+    for call in (lambda: table.write(kv(a=1)), table.scan, lambda: backend.checkpoint(JobState())):
+        with pytest.raises(StoreClosedError):
+            call()
+
+
+def test_upserts_deletes_and_lookups(open_again: Open) -> None:
+    backend = open_again()
+    table = backend.table(KV)
+    for step in range(12):
+        table.write(kv(**{f"k{i}": step * 100 + i for i in range(step, step + 30)}))
+        table.delete(keys(f"k{step}", "never"))
+        if step % 3 == 2:
+            commit(backend)
+    for reopen in (False, True):
+        if reopen:
+            table = open_again().table(KV)
+        found = table.lookup(keys("k0", "k11", "k12", None, "k40", "k12"))
+        assert found.hit.to_pylist() == [False, False, True, False, True, True]
+        assert found.batch.column("value").to_pylist() == [None, None, 1112, None, 1140, 1112]
+        assert found.batch.schema.names == KV.schema.names
+        assert len(rows(table.scan())) == 29
+
+
+def test_a_null_key_is_a_key_and_a_null_value_a_value(open_again: Open) -> None:
+    backend = open_again()
+    table = backend.table(KV)
+    table.write(pa.record_batch({"key": [None, "x"], "value": [7, None]}, schema=KV.schema))
+    commit(backend)
+    found = open_again().table(KV).lookup(keys(None, "x"))
+    assert found.hit.to_pylist() == [True, True]
+    assert found.batch.column("value").to_pylist() == [7, None]
+
+
+def test_keys_that_are_canonically_equal_are_one_key(open_again: Open) -> None:
+    schema = pa.schema([("key", pa.float64()), ("value", pa.int64())])
+    table = open_again().table(TableSpec(name="floats", schema=schema, key=("key",), kind=TableKind.UPSERT))
+    table.write(pa.record_batch({"key": [0.0, float("nan")], "value": [1, 2]}, schema=schema))
+    table.write(pa.record_batch({"key": [-0.0], "value": [3]}, schema=schema))
+    found = table.lookup(pa.record_batch({"key": [-0.0, 0.0, -float("nan")]}))
+    assert found.batch.column("value").to_pylist() == [3, 3, 2]
+
+
+def test_partial_states_merge_across_memtables_files_and_restarts(open_again: Open) -> None:
+    backend = open_again()
+    table = backend.table(SUMS)
+    expected: dict[tuple[int, str | None], list[float]] = {}
+    for step in range(9):
+        triples = [(step // 4 * 10, key, float(step * i)) for i, key in enumerate(["a", "b", None, "a"])]
+        for window, key, value in triples:
+            expected.setdefault((window, key), []).append(value)
+        for batch in events(*triples):
+            table.write(batch)
+        if step % 2:
+            commit(backend)
+    want = sorted(((w, k, len(v), sum(v) / len(v), max(v)) for (w, k), v in expected.items()), key=str)
+    assert final(table) == want
+    assert final(table, merged=False) == want
+    commit(backend)
+    restored = open_again().table(SUMS)
+    assert final(restored) == want
+    assert final(restored, time_range=(10, 20)) == [w for w in want if w[0] == 10]
+    hit = restored.lookup(pa.record_batch([[10, 10, 99], ["a", "zz", "a"]], schema=pa.schema(list(INPUT)[:2])))
+    assert hit.hit.to_pylist() == [True, False, False]
+
+
+def test_expired_rows_are_hidden_at_once_and_never_come_back(open_again: Open) -> None:
+    backend = open_again()
+    table = backend.table(LOG)
+    table.write(pa.record_batch({"at": [1, 2, 3], "text": ["a", "b", "c"]}, schema=LOG.schema))
+    commit(backend)
+    table.write(pa.record_batch({"at": [4, 1], "text": ["d", "late"]}, schema=LOG.schema))
+    table.expire(3)
+    table.expire(2)  # never moves back
+    assert table.watermark == 3
+    assert rows(table.scan()) == [(3, "c"), (4, "d")]
+    commit(backend)
+    again = open_again().table(LOG)
+    assert again.watermark == 3
+    assert rows(again.scan()) == [(3, "c"), (4, "d")]
+
+
+def test_the_watermark_recovers_with_its_checkpoint(open_again: Open) -> None:
+    backend = open_again()
+    table = backend.table(LOG)
+    table.write(pa.record_batch({"at": [1, 2], "text": ["a", "b"]}, schema=LOG.schema))
+    commit(backend)
+    table.expire(100)  # after the barrier: the crash undoes it, for the rows will be wanted again
+    assert rows(table.scan()) == []
+    again = open_again().table(LOG)
+    assert again.watermark is None
+    assert rows(again.scan()) == [(1, "a"), (2, "b")]
+
+
+def test_an_append_table_keeps_equal_rows_in_write_order(open_again: Open) -> None:
+    backend = open_again()
+    table = backend.table(LOG)
+    written = []
+    for step in range(8):
+        batch = [(5, f"{step}-{i}") for i in range(3)]
+        written += batch
+        table.write(pa.record_batch(list(zip(*batch, strict=True)), schema=LOG.schema))
+        if step % 2:
+            commit(backend)
+    assert rows(table.scan()) == written
+    commit(backend)
+    assert rows(open_again().table(LOG).scan()) == written
+
+
+def test_scans_return_the_columns_and_times_asked_for(open_again: Open) -> None:
+    backend = open_again()
+    table = backend.table(LOG)
+    table.write(pa.record_batch({"at": range(100), "text": [str(i) for i in range(100)]}, schema=LOG.schema))
+    commit(backend)
+    assert rows(table.scan(columns=["text"], time_range=(97, None))) == [("97",), ("98",), ("99",)]
+    assert rows(table.scan(time_range=(None, 1))) == [(0, "0")]
+    assert rows(table.scan(time_range=(50, 50))) == []
+
+
+def test_a_table_with_another_spec_is_refused_and_both_are_named(open_again: Open) -> None:
+    backend = open_again()
+    backend.table(KV)
+    commit(backend)
+    other = TableSpec(name="kv", schema=KV.schema.append(pa.field("more", pa.int8())), key=("key",), kind=KV.kind)
+    with pytest.raises(SchemaMismatchError, match="more"):
+        backend.table(other)
+    with pytest.raises(SchemaMismatchError, match="more"):
+        open_again().table(other)
+
+
+def test_a_batch_that_does_not_fit_is_refused_and_nothing_is_written(open_again: Open) -> None:
+    backend = open_again()
+    table, log = backend.table(KV), backend.table(LOG)
+    with pytest.raises(SchemaMismatchError, match="value"):
+        table.write(pa.record_batch({"key": ["a"], "value": ["not a number"]}))
+    with pytest.raises(SchemaMismatchError, match="key"):
+        table.lookup(pa.record_batch({"wrong": ["a"]}))
+    with pytest.raises(ValueError, match="null in the time column"):
+        log.write(pa.record_batch({"at": [None], "text": ["x"]}, schema=LOG.schema))
+    with pytest.raises(ValueError, match="expire"):
+        log.delete(pa.record_batch({"at": [1]}))
+    assert rows(table.scan()) == []
+
+
+def test_a_table_that_the_job_does_not_open_is_kept(open_again: Open) -> None:
+    backend = open_again()
+    backend.table(KV).write(kv(a=1))
+    commit(backend)
+    middle = open_again()
+    middle.table(LOG).write(pa.record_batch({"at": [1], "text": ["x"]}, schema=LOG.schema))
+    commit(middle)
+    assert rows(open_again().table(KV).scan()) == [("a", 1)]
+
+
+def test_writers_on_many_threads_lose_nothing(open_again: Open) -> None:
+    backend = open_again()
+    table = backend.table(KV)
+
+    def work(thread: int) -> None:
+        for i in range(25):
+            table.write(kv(**{f"{thread}-{i}": i}))
+            if i % 10 == 9:
+                commit(backend)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(30)
+    commit(backend)
+    assert len(rows(open_again().table(KV).scan())) == 100
