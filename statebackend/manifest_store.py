@@ -252,17 +252,19 @@ class FenceableManifest:
         parent = await self._store.read(candidate.number - 1)
         if parent is not None:
             return parent.attempt_id == candidate.parent_attempt
-        # The newest two manifests are never collected, so somebody went past this number. Walk the
-        # history back to it.
+        # The newest two manifests are never collected, so somebody must have gone past this number.
         newest = await self._store.latest_listed()
-        while newest is not None and newest.number > candidate.number:
+        if newest is None or newest.number <= candidate.number:
+            raise CorruptionError(
+                f"{manifest_name(candidate.number - 1)}: the manifest that {manifest_name(candidate.number)} is built "
+                "on is gone and none is newer: the store was deleted or damaged under its writer"
+            )
+        while newest.number > candidate.number:
             before = await self._store.read(newest.number - 1)
             if before is None or before.attempt_id != newest.parent_attempt:
                 return False
-            if before.number == candidate.number:
-                return before.attempt_id == candidate.attempt_id
             newest = before
-        return False
+        return newest.attempt_id == candidate.attempt_id
 
 
 def _before_first(store_id: StoreId, writer_id: WriterId) -> Manifest:

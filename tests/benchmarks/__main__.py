@@ -1,0 +1,54 @@
+"""``python -m tests.benchmarks [NAME]``: run benchmarks, print the figures and write them to build/bench."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from tests.benchmarks import window
+from tests.benchmarks.machine import describe_machine
+
+BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
+    "window": window.run,
+    "window-parquet": lambda **options: window.run(sink="parquet", **options),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which (default: all): {', '.join(BENCHMARKS)}")
+    parser.add_argument("--seconds", type=float, default=12.0, help="steady state of each run (default 12)")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each kind (default 3)")
+    args = parser.parse_args()
+    if unknown := [n for n in args.names if n not in BENCHMARKS]:
+        parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+    console = Console(highlight=False)
+    machine = describe_machine()
+    console.print("  ".join(f"{k} {v}" for k, v in machine.items()))
+    out = Path("build/bench")
+    out.mkdir(parents=True, exist_ok=True)
+    for name in args.names or BENCHMARKS:
+        figures = BENCHMARKS[name](seconds=args.seconds, repeats=args.repeats)
+        console.print(f"[bold]{name}[/]")
+        for key, value in figures.items():
+            console.print(f"  {key:<40} {_show(value)}")
+        report = {"benchmark": name, "at": datetime.now(UTC).isoformat(), "machine": machine, "figures": figures}
+        (out / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
+    return 0
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(_show(v) for v in value)
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+raise SystemExit(main())

@@ -1,0 +1,163 @@
+"""The store against dictionaries that share no code with it: random histories with crashes and reopenings."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pyarrow as pa
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from statebackend import StateStore, StoreSettings, TableKind, TableOrder, TableSpec
+from statebackend.keys import Hasher
+from tests.support.faulty_objectstore import FaultyObjectStore
+from tests.support.stores import World, job
+
+KEYS = st.one_of(st.none(), st.sampled_from(["", "a", "b", "ü", "a" * 40]), st.text(max_size=3))
+TIMES = st.integers(-20, 20)
+
+
+def spec(kind: TableKind, order: TableOrder) -> TableSpec:
+    return TableSpec(
+        name=f"{kind}-{order}",
+        schema=pa.schema([("key", pa.string()), ("at", pa.int64()), ("value", pa.int64())]),
+        key=("key", "at"),
+        kind=kind,
+        order=order,
+        time_field="at",
+    )
+
+
+UPSERTS = [spec(TableKind.UPSERT, order) for order in TableOrder]
+APPENDS = [spec(TableKind.APPEND, order) for order in TableOrder]
+ROWS = st.lists(st.tuples(KEYS, TIMES, st.integers(0, 999)), min_size=1, max_size=8)
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """Every table gets every write; ``live`` is what it must hold now, ``committed`` at the last checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World()
+        self.store: StateStore | None = None
+        self.empty()
+        self.committed = self.copy()
+        self.checkpoint_id = 0
+        self.openings = 0
+
+    def empty(self) -> None:
+        self.upserts: dict[tuple[str | None, int], int] = {}
+        self.appends: list[tuple[str | None, int, int]] = []
+        self.watermark: int | None = None
+
+    def copy(self) -> tuple[Any, ...]:
+        return dict(self.upserts), list(self.appends), self.watermark
+
+    @initialize(bits=st.sampled_from([0, 2, 64]), l0=st.integers(1, 4), block=st.sampled_from([1, 3, 64]))
+    def begin(self, bits: int, l0: int, block: int) -> None:
+        self.hasher = Hasher(bits)
+        self.settings = StoreSettings(l0_files_max=l0, block_rows=block, cache_bytes=1 << 12)
+        self.reopen()
+
+    @rule()
+    def reopen(self) -> None:
+        """A crash: whatever was not committed is gone."""
+        if self.store is not None:
+            self.store.close()
+        self.openings += 1
+        self.store = StateStore.open(
+            "memory://model",
+            self.settings,
+            objects=FaultyObjectStore(self.world.objects),
+            rng=random.Random(self.openings),
+            hasher=self.hasher,
+        )
+        upserts, appends, self.watermark = self.committed
+        self.upserts, self.appends = dict(upserts), list(appends)
+        restored = self.store.restored
+        assert (int(restored.checkpoint_id) if restored else 0) == self.checkpoint_id
+
+    @rule(rows=ROWS)
+    def write(self, rows: list[tuple[str | None, int, int]]) -> None:
+        for table in (*UPSERTS, *APPENDS):
+            self.table(table).write(pa.record_batch(list(zip(*rows, strict=True)), schema=table.schema))
+        for key, at, value in rows:
+            if self.alive(at):
+                self.upserts[key, at] = value
+                self.appends.append((key, at, value))
+
+    @rule(rows=st.lists(st.tuples(KEYS, TIMES), min_size=1, max_size=5))
+    def delete(self, rows: list[tuple[str | None, int]]) -> None:
+        for table in UPSERTS:
+            keys = pa.record_batch(list(zip(*rows, strict=True)), schema=pa.schema(list(table.schema)[:2]))
+            self.table(table).delete(keys)
+        for row in rows:
+            self.upserts.pop(row, None)
+
+    @rule(before=TIMES)
+    def expire(self, before: int) -> None:
+        for table in (*UPSERTS, *APPENDS):
+            self.table(table).expire(before)
+        self.watermark = before if self.watermark is None else max(before, self.watermark)
+        self.upserts = {k: v for k, v in self.upserts.items() if self.alive(k[1])}
+        self.appends = [r for r in self.appends if self.alive(r[1])]
+
+    @rule()
+    def checkpoint(self) -> None:
+        assert self.store is not None
+        done = self.store.checkpoint(job(self.checkpoint_id + 1)).result(10)
+        self.committed = self.copy()
+        self.checkpoint_id = int(done.checkpoint_id)
+
+    @rule(probes=st.lists(st.tuples(KEYS, TIMES), min_size=1, max_size=6))
+    def lookup(self, probes: list[tuple[str | None, int]]) -> None:
+        for table in UPSERTS:
+            keys = pa.record_batch(list(zip(*probes, strict=True)), schema=pa.schema(list(table.schema)[:2]))
+            found = self.table(table).lookup(keys)
+            assert found.batch.column("value").to_pylist() == [self.upserts.get(p) for p in probes]
+            assert found.hit.to_pylist() == [p in self.upserts for p in probes]
+
+    @rule(start=TIMES, end=TIMES)
+    def scan_a_range(self, start: int, end: int) -> None:
+        for table in UPSERTS:
+            expected = {k: v for k, v in self.upserts.items() if start <= k[1] < end}
+            assert self.scan(table, (start, end)) == sorted(((*k, v) for k, v in expected.items()), key=str)
+
+    @invariant()
+    def tables_hold_what_they_must(self) -> None:
+        if self.store is None:
+            return
+        for table in UPSERTS:
+            assert self.scan(table) == sorted(((*k, v) for k, v in self.upserts.items()), key=str)
+        for table in APPENDS:
+            found = [tuple(r.values()) for b in self.table(table).scan() for r in b.to_pylist()]
+            assert sorted(found, key=str) == sorted(self.appends, key=str)
+            for key in {r[:2] for r in found}:
+                assert [r for r in found if r[:2] == key] == [r for r in self.appends if r[:2] == key]
+
+    def teardown(self) -> None:
+        if self.store is not None:
+            self.store.close()
+        self.world.close()
+
+    def alive(self, at: int) -> bool:
+        return self.watermark is None or at >= self.watermark
+
+    def table(self, of: TableSpec) -> Any:
+        assert self.store is not None
+        return self.store.table(of)
+
+    def scan(self, of: TableSpec, span: tuple[int | None, int | None] = (None, None)) -> list[Any]:
+        return sorted((tuple(r.values()) for b in self.table(of).scan(time_range=span) for r in b.to_pylist()), key=str)
+
+
+StoreMachine.TestCase.settings = settings(
+    max_examples=60,
+    stateful_step_count=30,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
+TestStore = StoreMachine.TestCase
