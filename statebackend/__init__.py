@@ -10,7 +10,7 @@ General layout, from the ground up (each module imports only from those above it
     flusher  compaction  compactor        background work
     table  store                          the store
     lsm_backend  memory_backend           implementations of the StateBackend protocol in `backend`
-    inspect  cli                          tools
+    garbage_collector  maintenance  inspect  render  cli   tools
 
 ``ARCHITECTURE.md`` beside this file tells how it works and draws the formats.
 """

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -65,6 +66,26 @@ class BlockReader:
         self._objects = objects
         self._cache = cache
         self._indexes: dict[str, SSTableIndex] = {}
+        self._in_use: Counter[str] = Counter()  # guarded by _lock
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def using(self, files: Sequence[SSTableMeta]) -> Iterator[None]:
+        """Keep the collector of this process from deleting files while they are read."""
+        names = [f.name for f in files]
+        with self._lock:
+            self._in_use.update(names)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._in_use.subtract(names)
+
+    def in_use(self) -> frozenset[str]:
+        """Names of the files that reads are using now."""
+        with self._lock:
+            self._in_use = +self._in_use
+            return frozenset(self._in_use)
 
     @property
     def cache_bytes(self) -> int:

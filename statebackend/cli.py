@@ -1,16 +1,19 @@
-"""``python -m statebackend ls|show|bench``: look into a store, and measure one."""
+"""``python -m statebackend ls|show|verify|gc|savepoint|rollback|bench``: look into a store, and look after it."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 
 from statebackend.bench import run_bench
-from statebackend.errors import StateStoreError
+from statebackend.errors import CorruptionError, StateStoreError
 from statebackend.inspect import StoreView, read_store
+from statebackend.maintenance import collect, create_savepoint, drop_savepoint, explain_object, rollback, verify
 from statebackend.manifest import Manifest
 from statebackend.render import (
     byte_size,
@@ -19,6 +22,7 @@ from statebackend.render import (
     identity_table,
     job_table,
     manifests_table,
+    savepoints_table,
     schema_table,
     tables_table,
 )
@@ -37,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StateStoreError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
+    except ValueError as error:
+        print(f"{error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -66,7 +73,74 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--threads", type=int, default=4, metavar="N", help="threads that flush at once (default 4)")
     bench.add_argument("--value-bytes", type=int, default=100, metavar="N", help="bytes per value (default 100)")
     bench.set_defaults(run=_bench)
+    _add_maintenance(commands)
     return parser
+
+
+def _add_maintenance(commands: Any) -> None:
+    check = commands.add_parser("verify", help="read everything that kept checkpoints name and check it")
+    check.add_argument("url", metavar="URL")
+    check.set_defaults(run=_verify)
+    gc = commands.add_parser("gc", help="delete what no kept checkpoint needs")
+    gc.add_argument("url", metavar="URL")
+    how = gc.add_mutually_exclusive_group()
+    how.add_argument("--dry-run", action="store_true", help="only say what would go")
+    how.add_argument("--explain", metavar="OBJECT", help="why this object (sst/….arrow) is kept or goes")
+    gc.set_defaults(run=_gc)
+    save = commands.add_parser("savepoint", help="keep a checkpoint under a name; without --name: list savepoints")
+    save.add_argument("url", metavar="URL")
+    save.add_argument("--name", metavar="NAME")
+    save.add_argument("--checkpoint", type=int, metavar="ID", help="a retained checkpoint (default: the newest)")
+    save.add_argument("--expires-hours", type=float, metavar="H", help="drop it by itself after H hours")
+    save.add_argument("--drop", action="store_true", help="drop the savepoint instead of making it")
+    save.set_defaults(run=_savepoint)
+    back = commands.add_parser("rollback", help="start the next run from an older checkpoint; fences a running job")
+    back.add_argument("url", metavar="URL")
+    target = back.add_mutually_exclusive_group(required=True)
+    target.add_argument("--checkpoint", type=int, metavar="ID", help="a retained checkpoint")
+    target.add_argument("--savepoint", metavar="NAME")
+    back.set_defaults(run=_rollback)
+
+
+def _verify(args: argparse.Namespace) -> None:
+    verdict = verify(args.url)
+    for problem in verdict.problems:
+        console.print(f"[red]damaged[/] {problem}", markup=True)
+    console.print(f"{verdict.manifests} kept manifests, {verdict.files} files, {verdict.rows:,} rows read")
+    if verdict.problems:
+        raise CorruptionError(f"{args.url}: {len(verdict.problems)} problems")
+    console.print("[green]sound[/]: every reference resolves, every checksum agrees, everything is sorted")
+
+
+def _gc(args: argparse.Namespace) -> None:
+    if args.explain is not None:
+        console.print(explain_object(args.url, args.explain))
+        return
+    plan = collect(args.url, dry_run=args.dry_run)
+    for name in plan.objects:
+        console.print(f"{'would delete' if args.dry_run else 'deleted'} {name}")
+    console.print(
+        f"{len(plan.manifests)} manifests, {len(plan.sstables)} SSTables, {len(plan.savepoints)} savepoint copies"
+        f"{' would go' if args.dry_run else ' deleted'}"
+    )
+
+
+def _savepoint(args: argparse.Namespace) -> None:
+    if args.name is None:
+        console.print(savepoints_table(read_store(args.url, manifests_max=1).latest))
+    elif args.drop:
+        drop_savepoint(args.url, args.name)
+        console.print(f"dropped savepoint {args.name}")
+    else:
+        hours = args.expires_hours
+        expires_ms = None if hours is None else time.time_ns() // 1_000_000 + int(hours * 3_600_000)
+        made = create_savepoint(args.url, args.name, checkpoint_id=args.checkpoint, expires_ms=expires_ms)
+        console.print(f"savepoint {args.name} keeps checkpoint {made.checkpoint_id} in {made.object_name}")
+
+
+def _rollback(args: argparse.Namespace) -> None:
+    manifest = rollback(args.url, checkpoint_id=args.checkpoint, savepoint=args.savepoint)
+    console.print(f"checkpoint {manifest.checkpoint_id} on timeline {manifest.timeline} is the state of the next run")
 
 
 def _ls(args: argparse.Namespace) -> None:

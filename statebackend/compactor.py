@@ -22,6 +22,7 @@ from statebackend.cache import BlockReader
 from statebackend.compaction import CompactionPlan, plan_compaction
 from statebackend.errors import CommitConflictError, StateStoreError
 from statebackend.flusher import MemtableFlusher, upload_sstable
+from statebackend.ids import SequenceNumber
 from statebackend.manifest import CompactionCommit, Manifest
 from statebackend.manifest_store import Clock
 from statebackend.merge import TableLayout
@@ -95,18 +96,27 @@ class Compactor:
 
     async def _merge(self, plan: CompactionPlan, layout: TableLayout) -> CompactionCommit:
         pieces = []
-        for meta in plan.inputs:
-            pieces.extend(await self._reader.read_times(layout, meta, plan.watermark, None))
+        with self._reader.using(plan.inputs):  # they may leave the manifest while they are read
+            for meta in plan.inputs:
+                pieces.extend(await self._reader.read_times(layout, meta, plan.watermark, None))
         self._sequence += 1
-        epoch = self._flusher.manifest.compactor_epoch
-        name = f"sst/c{epoch}-0-0-{self._sequence}.arrow"
+        owner = f"c{self._flusher.manifest.compactor_epoch}-0-0"
+        name = f"sst/{owner}-{self._sequence}.arrow"
         rows = await self._runtime.run_cpu(_merge_pieces, layout, pieces, plan)
-        if not rows.num_rows:
-            return CompactionCommit(table=plan.table, timeline=plan.timeline, inputs=plan.inputs, output=None)
-        encoded = await self._runtime.run_cpu(_encode, layout, rows, name, self._sequence, self._settings)
-        await upload_sstable(self._objects, encoded, self._clock, self._rng, self._settings.commit_timeout_s)
-        self._reader.keep(encoded)
-        return CompactionCommit(table=plan.table, timeline=plan.timeline, inputs=plan.inputs, output=encoded.meta)
+        output = None
+        if rows.num_rows:
+            encoded = await self._runtime.run_cpu(_encode, layout, rows, name, self._sequence, self._settings)
+            await upload_sstable(self._objects, encoded, self._clock, self._rng, self._settings.commit_timeout_s)
+            self._reader.keep(encoded)
+            output = encoded.meta
+        return CompactionCommit(
+            table=plan.table,
+            timeline=plan.timeline,
+            owner=owner,
+            sequence=SequenceNumber(self._sequence),
+            inputs=plan.inputs,
+            output=output,
+        )
 
 
 def _merge_pieces(layout: TableLayout, pieces: Sequence[pa.RecordBatch], plan: CompactionPlan) -> pa.RecordBatch:

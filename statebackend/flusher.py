@@ -80,7 +80,7 @@ class MemtableFlusher:
         self._on_commit = on_commit
         self._turn = asyncio.Lock()  # fair: first come, first served
         self._commit = asyncio.Lock()
-        self._outcome_unknown = False
+        self._must_load = False
         self._committed_mark = SequenceNumber(0)
         self._encoded: dict[int, EncodedSSTable | None] = {}
         self._uploaded: dict[int, tuple[str, SSTableMeta]] = {}
@@ -103,18 +103,19 @@ class MemtableFlusher:
         """Find the newest manifest; raises `FencedError` when a newer writer owns the store."""
         return await self._fenceable.load()
 
-    async def write_manifest(self, transition: Callable[[Manifest], Manifest], deadline: float) -> Manifest:
-        """One attempt to commit; raises `CommitConflictError` or `CommitUnknownError`."""
-        self._outcome_unknown = True
+    async def write_manifest(self, transition: Callable[[Manifest], Manifest], deadline: float) -> Manifest | None:
+        """One attempt to commit; None when another commit took the number."""
+        self._must_load = True  # unless the outcome is known to be ours
         manifest = await self._fenceable.write(transition, deadline)
-        self._outcome_unknown = False
+        self._must_load = manifest is None
         return manifest
 
     async def write_manifest_safely(self, transition: Callable[[Manifest], Manifest]) -> Manifest:
-        """Commit ``transition``, reloading and applying it again after every conflict.
+        """Commit ``transition``, reloading and applying it again whenever another commit came first.
 
         Raises `FencedError` when a newer writer owns the store, `CommitUnknownError` when the
-        outcome stays unknown, `StorageUnavailableError` when the manifest cannot be read.
+        outcome stays unknown, `StorageUnavailableError` when the manifest cannot be read, and
+        `CommitConflictError` when the transition no longer fits or others win until the deadline.
         """
         deadline = self._clock.monotonic() + self._settings.commit_timeout_s
         async with self._commit:
@@ -122,17 +123,16 @@ class MemtableFlusher:
                 raise self.fatal
             try:
                 while True:
-                    if self._outcome_unknown:
+                    if self._must_load:
                         await self.load_manifest()
-                    try:
-                        manifest = await self.write_manifest(transition, deadline)
-                    except CommitConflictError:
-                        if self._clock.monotonic() > deadline:
-                            raise
-                        # `_outcome_unknown` is still set: the next round reloads and checks the fence.
-                        continue
-                    self.commits += 1
-                    return manifest
+                    if (manifest := await self.write_manifest(transition, deadline)) is not None:
+                        self.commits += 1
+                        return manifest
+                    if self._clock.monotonic() > deadline:
+                        raise CommitConflictError(
+                            f"manifest {self.manifest.number + 1}: other commits came first for "
+                            f"{self._settings.commit_timeout_s:g} s"
+                        )
             except (FencedError, CorruptionError) as error:
                 self.fatal = error
                 raise

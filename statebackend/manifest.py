@@ -19,12 +19,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from statebackend.backend import Checkpoint, JobState
-from statebackend.errors import CommitConflictError
+from statebackend.errors import CheckpointNotFoundError, CommitConflictError
 from statebackend.ids import AttemptId, CheckpointId, ManifestNumber, SequenceNumber, StoreId, WriterEpoch, WriterId
 from statebackend.sstable import SSTableMeta
 from statebackend.tables import TableSpec
 
-__all__ = ["CheckpointCommit", "CompactionCommit", "Manifest", "RetainedCheckpoint", "TableState"]
+__all__ = [
+    "CheckpointCommit",
+    "CompactionCommit",
+    "Manifest",
+    "RetainedCheckpoint",
+    "RollbackCommit",
+    "Savepoint",
+    "SavepointCommit",
+    "TableState",
+]
 
 
 NO_CHECKPOINT = CheckpointId(0)
@@ -63,6 +72,19 @@ class RetainedCheckpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Savepoint:
+    """A named copy of a manifest that is kept until it is dropped or expires.
+
+    ``object_name`` is where the copy lies; ``expires_ms`` epoch milliseconds, or None for never.
+    """
+
+    object_name: str
+    checkpoint_id: CheckpointId
+    created_ms: int
+    expires_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """The whole store at one moment. ``checkpoint_id`` is 0 before the first checkpoint."""
 
@@ -80,6 +102,7 @@ class Manifest:
     tables: Mapping[str, TableState] = field(default_factory=dict)
     job: JobState = field(default_factory=JobState)
     retained: tuple[RetainedCheckpoint, ...] = ()
+    savepoints: Mapping[str, Savepoint] = field(default_factory=dict)
 
     @property
     def checkpoint(self) -> Checkpoint | None:
@@ -152,6 +175,11 @@ class CheckpointCommit:
             tables=tables,
             job=self.job,
             retained=(*manifest.retained, kept)[-self.retained_max :],
+            savepoints={
+                name: s
+                for name, s in manifest.savepoints.items()
+                if s.expires_ms is None or s.expires_ms > manifest.created_ms
+            },
         )
 
 
@@ -159,11 +187,14 @@ class CheckpointCommit:
 class CompactionCommit:
     """Replace ``inputs`` (contiguous, oldest first) of one table by ``output``.
 
-    ``output`` is None when nothing of the inputs is alive.
+    ``output`` is None when nothing of the inputs is alive. ``owner`` names the compactor in
+    ``low_marks``; everything that it wrote up to ``sequence`` is decided with this commit.
     """
 
     table: str
     timeline: int
+    owner: str
+    sequence: SequenceNumber
     inputs: tuple[SSTableMeta, ...]
     output: SSTableMeta | None
 
@@ -183,4 +214,69 @@ class CompactionCommit:
             raise CommitConflictError(f"compaction of {self.table!r}: its inputs are no longer in the manifest")
         output = () if self.output is None or not wanted else (self.output,)
         files = state.files[:at] + output + state.files[at + len(wanted) :]
-        return replace(manifest, tables={**manifest.tables, self.table: replace(state, files=files)})
+        return replace(
+            manifest,
+            low_marks={**manifest.low_marks, self.owner: self.sequence},
+            tables={**manifest.tables, self.table: replace(state, files=files)},
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavepointCommit:
+    """Name a savepoint whose copy is durable already, or (``savepoint`` None) drop the name.
+
+    ``copied_at`` is the newest manifest's number when the copy was made. It must be the parent's: the
+    collector may remove a copy that nobody names once the number after it is taken.
+    """
+
+    name: str
+    savepoint: Savepoint | None
+    copied_at: ManifestNumber
+
+    def apply(self, manifest: Manifest) -> Manifest:
+        """The manifest with the name set or dropped.
+
+        Raises `CheckpointNotFoundError` when the checkpoint is no longer kept: its files may be gone,
+        and `CommitConflictError` when another commit came after the copy.
+        """
+        savepoints = dict(manifest.savepoints)
+        if self.savepoint is None:
+            savepoints.pop(self.name, None)
+            return replace(manifest, savepoints=savepoints)
+        if manifest.number != self.copied_at + 1:
+            raise CommitConflictError(f"savepoint {self.name!r}: another commit came first: copy again")
+        wanted = self.savepoint.checkpoint_id
+        if wanted not in {r.checkpoint_id for r in manifest.retained}:
+            raise CheckpointNotFoundError(
+                f"checkpoint {wanted} is not retained any more; retained are "
+                f"{[int(r.checkpoint_id) for r in manifest.retained]}"
+            )
+        savepoints[self.name] = self.savepoint
+        return replace(manifest, savepoints=savepoints)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RollbackCommit:
+    """Go back to ``target``: history stays linear, the old state becomes a new checkpoint on a new timeline.
+
+    To be applied by a new writer, so that nobody who built on the undone commits can go on. Retained
+    checkpoints stay, the undone ones among them, until newer ones push them out.
+    """
+
+    target: Manifest
+    retained_max: int
+
+    def apply(self, manifest: Manifest) -> Manifest:
+        """The manifest that holds the tables and positions of ``target`` again."""
+        checkpoint_id = CheckpointId(manifest.checkpoint_id + 1)
+        kept = RetainedCheckpoint(
+            checkpoint_id=checkpoint_id, manifest_number=manifest.number, created_ms=manifest.created_ms
+        )
+        return replace(
+            manifest,
+            timeline=manifest.timeline + 1,
+            checkpoint_id=checkpoint_id,
+            tables=self.target.tables,
+            job=self.target.job,
+            retained=(*manifest.retained, kept)[-self.retained_max :],
+        )

@@ -9,7 +9,8 @@
                        "order", "time_field", "aggregation": declaration | nil, "fingerprint",
                        "watermark", "files": [[field of SSTableMeta, in order]]}},
      "job": {"sources", "watermarks", "committables", "plan"},
-     "retained": [[checkpoint_id, manifest_number, created_ms]]}
+     "retained": [[checkpoint_id, manifest_number, created_ms]],
+     "savepoints": {name: [object_name, checkpoint_id, created_ms, expires_ms | nil]}}
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import pyarrow as pa
 from statebackend import format as envelope
 from statebackend.backend import JobState
 from statebackend.errors import CorruptionError
-from statebackend.manifest import Manifest, RetainedCheckpoint, TableState
+from statebackend.manifest import Manifest, RetainedCheckpoint, Savepoint, TableState
 from statebackend.sstable import SSTableMeta
 from statebackend.tables import TableKind, TableOrder, TableSpec
 
@@ -56,6 +57,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
             "plan": dict(job.plan),
         },
         "retained": [list(astuple(r)) for r in manifest.retained],
+        "savepoints": {name: list(astuple(s)) for name, s in manifest.savepoints.items()},
     }
     return envelope.encode(envelope.ObjectKind.MANIFEST, value)
 
@@ -75,6 +77,10 @@ def decode_manifest(data: bytes, name: str) -> Manifest:
             retained=tuple(
                 RetainedCheckpoint(checkpoint_id=c, manifest_number=n, created_ms=t) for c, n, t in value["retained"]
             ),
+            savepoints={
+                name: Savepoint(object_name=o, checkpoint_id=c, created_ms=t, expires_ms=e)
+                for name, (o, c, t, e) in value["savepoints"].items()
+            },
         )
     except (KeyError, TypeError, ValueError, AttributeError, OSError, pa.ArrowException) as error:
         raise CorruptionError(f"{name}: not a manifest: {type(error).__name__}: {error}") from error

@@ -25,7 +25,6 @@ import time
 from collections.abc import Awaitable, Callable
 
 from statebackend.errors import (
-    CommitConflictError,
     CommitUnknownError,
     CorruptionError,
     FencedError,
@@ -203,11 +202,12 @@ class FenceableManifest:
             )
         return self._manifest
 
-    async def write(self, transition: Transition, deadline: float) -> Manifest:
+    async def write(self, transition: Transition, deadline: float) -> Manifest | None:
         """One attempt: apply the transition to the known manifest and create the next number.
 
-        Raises `CommitConflictError` when the number was taken by another commit, and
-        `CommitUnknownError` when the outcome could not be learned until ``deadline``.
+        None when the number was taken by another commit: load, then try again. Raises
+        `CommitUnknownError` when the outcome could not be learned until ``deadline``, and whatever the
+        transition raises (`CommitConflictError` when what it was planned for is no longer there).
         """
         base = self._manifest
         following = base.next(
@@ -215,7 +215,7 @@ class FenceableManifest:
         )
         candidate = transition(following)
         if not await self._publish(candidate, deadline):
-            raise CommitConflictError(f"{manifest_name(candidate.number)}: taken by another commit")
+            return None
         self._manifest = candidate
         return candidate
 

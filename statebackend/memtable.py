@@ -84,7 +84,7 @@ class MemTable:
         """Add one batch of the table's columns (for a deletion: keys filled, the others null)."""
         if not batch.num_rows:
             return
-        batch = canonicalise(batch)
+        batch = canonicalise(batch, self._layout.spec.key)
         times = self._layout.times(batch)
         self._pieces.append(Piece(batch, None if times is None else int(times.max()), tombstone=tombstone))
         self._rows_unfolded += batch.num_rows

@@ -61,16 +61,21 @@ class TableLayout:
 
         Raises `SchemaMismatchError` when its columns are not those of its aggregation.
         """
-        canonical = canonical_schema(spec.schema)
-        extra = [pa.field(HASH_COLUMN, pa.uint64(), nullable=False)]
-        if spec.kind is TableKind.UPSERT:
-            extra.append(pa.field(TOMBSTONE_COLUMN, pa.bool_(), nullable=False))
         merger = StateMerger.from_declaration(spec.aggregation, udafs) if spec.aggregation is not None else None
         if merger is not None and merger.state_schema.names != spec.schema.names:
             raise SchemaMismatchError(
                 f"table {spec.name!r}: columns {spec.schema.names} are not those of its aggregation, "
                 f"{merger.state_schema.names}"
             )
+        return cls.for_reading(spec, hasher, merger)
+
+    @classmethod
+    def for_reading(cls, spec: TableSpec, hasher: Hasher, merger: StateMerger | None = None) -> TableLayout:
+        """The layout for looking at stored rows, without the functions that merge states."""
+        canonical = canonical_schema(spec.schema)
+        extra = [pa.field(HASH_COLUMN, pa.uint64(), nullable=False)]
+        if spec.kind is TableKind.UPSERT:
+            extra.append(pa.field(TOMBSTONE_COLUMN, pa.bool_(), nullable=False))
         return cls(spec, hasher, canonical, pa.schema([*canonical, *extra]), merger)
 
     @property
@@ -141,7 +146,7 @@ class TableLayout:
         batches = [b for b in (self.alive(p, watermark, None) for p in pieces) if b.num_rows]
         if self.merger is not None and batches:
             states = self.merger.reduce([b.select(self.spec.schema.names) for b in batches])
-            batches = [self.to_stored(canonicalise(b)) for b in states]
+            batches = [self.to_stored(canonicalise(b, self.spec.key)) for b in states]
         batch = concat(batches, self.stored)
         order, starts = self.sort_order(batch)
         if self.spec.kind is TableKind.UPSERT and len(order):

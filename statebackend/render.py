@@ -22,6 +22,7 @@ __all__ = [
     "identity_table",
     "job_table",
     "manifests_table",
+    "savepoints_table",
     "schema_table",
     "tables_table",
 ]
@@ -89,6 +90,15 @@ def job_table(manifest: Manifest) -> Table:
         table.add_row(operator, "to publish", f"{len(committables)}: {_json(list(committables))}")
     for operator, plan in sorted(job.plan.items()):
         table.add_row(operator, "plan", _json(plan))
+    return table
+
+
+def savepoints_table(manifest: Manifest) -> Table:
+    """Named savepoints, one a line."""
+    table = _table("savepoints", "name", "checkpoint", "made (UTC)", "expires (UTC)", "object", fold=("name",))
+    for name, s in sorted(manifest.savepoints.items()):
+        expires = "never" if s.expires_ms is None else _time(s.expires_ms)
+        table.add_row(name, str(s.checkpoint_id), _time(s.created_ms), expires, s.object_name)
     return table
 
 

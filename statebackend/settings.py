@@ -29,6 +29,9 @@ class StoreSettings:
 
     ``retained_checkpoints``: how many of the latest checkpoints stay restorable.
 
+    ``gc_interval_s``: how often objects that no kept checkpoint needs are looked for and deleted (a listing
+    each time); None: never by this process, `python -m statebackend gc` does it.
+
     ``flush_interval_s``: commit by itself every so many seconds while there are new rows (for use
     without a job); None: only when asked.
 
@@ -42,6 +45,7 @@ class StoreSettings:
     commit_timeout_s: float = 60.0
     request_timeout_s: float = 30.0
     retained_checkpoints: int = 10
+    gc_interval_s: float | None = 60.0
     flush_interval_s: float | None = None
     io_threads: int = 8
     cpu_threads: int = 2
@@ -55,5 +59,6 @@ class StoreSettings:
         for name in ("commit_timeout_s", "request_timeout_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
-        if self.flush_interval_s is not None and self.flush_interval_s <= 0:
-            raise ValueError(f"flush_interval_s must be positive or None, not {self.flush_interval_s}")
+        for name in ("flush_interval_s", "gc_interval_s"):
+            if (interval := getattr(self, name)) is not None and interval <= 0:
+                raise ValueError(f"{name} must be positive or None, not {interval}")

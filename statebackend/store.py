@@ -20,8 +20,9 @@ import pyarrow as pa
 from statebackend.backend import Checkpoint, Health, JobState
 from statebackend.cache import BlockCache, BlockReader
 from statebackend.compactor import Compactor
-from statebackend.errors import CorruptionError, SchemaMismatchError
+from statebackend.errors import CorruptionError, SchemaMismatchError, StateStoreError
 from statebackend.flusher import FlushRequest, MemtableFlusher
+from statebackend.garbage_collector import GarbageCollector
 from statebackend.ids import CheckpointId, SequenceNumber, StoreId
 from statebackend.keys import Hasher
 from statebackend.manifest import Manifest
@@ -75,6 +76,7 @@ class StateStore:
         self._compactor = Compactor(
             self._flusher, objects, self.reader, runtime, settings, clock, rng, self._layout_of, self._compacted
         )
+        self._collector = GarbageCollector(objects, ManifestStore(objects), self.reader.in_use)
         # State below is protected by lock.
         self._tables: dict[str, LsmTable] = {}
         self._manifest = fenceable.manifest
@@ -116,7 +118,8 @@ class StateStore:
                 storage_options=storage_options,
                 allow_unsafe_create=allow_unsafe_create,
             )
-            counted = CountingObjectStore(RetryingObjectStore(inner, RetryPolicy(timeout_s=settings.request_timeout_s)))
+            policy = RetryPolicy(timeout_s=settings.request_timeout_s)
+            counted = CountingObjectStore(RetryingObjectStore(inner, policy, sleep=clock.sleep, rng=rng))
             fenceable, found = runtime.call(_take_over(counted, clock, rng, settings), None)
             store = cls(
                 os.fspath(url), counted, fenceable, found, runtime, settings, clock, rng,
@@ -127,6 +130,8 @@ class StateStore:
             raise
         if settings.flush_interval_s is not None:
             runtime.submit(store._tick(settings.flush_interval_s), background=True)
+        if settings.gc_interval_s is not None:
+            runtime.submit(store._collect(settings.gc_interval_s), background=True)
         return store
 
     @property
@@ -182,7 +187,9 @@ class StateStore:
 
     def health(self) -> Health:
         """What the background work is doing; `Health.error` keeps a failure until work succeeds again."""
-        error = self._flusher.fatal or self._flusher.last_error or self._compactor.last_error
+        error = (
+            self._flusher.fatal or self._flusher.last_error or self._compactor.last_error or self._collector.last_error
+        )
         with self.lock:
             details = {
                 "checkpoint_id": int(self._manifest.checkpoint_id),
@@ -195,6 +202,7 @@ class StateStore:
                 "flush_failures": self._flusher.failures,
                 "compactions": self._compactor.completed,
                 "compaction_failures": self._compactor.failures,
+                "objects_collected": self._collector.deleted,
             }
         return Health(ok=error is None and not self._closed, error=error, details=details)
 
@@ -274,6 +282,17 @@ class StateStore:
                 request = self._cut(self._job, ())
                 commit = self._runtime.submit(self._flusher.flush_imm_memtables_to_l0(request))
             commit.add_done_callback(_log_failure)
+
+    async def _collect(self, interval_s: float) -> None:
+        """Collect garbage now and then; a failure is kept for `health` and tried again."""
+        while self._flusher.fatal is None:
+            await self._clock.sleep(interval_s)
+            try:
+                plan = await self._collector.run(self._manifest)
+            except StateStoreError as error:
+                logger.warning("collecting garbage failed, the next run goes on: %s", error)
+            else:
+                logger.info("collected %d objects", len(plan.objects))
 
 
 def _log_failure(future: Future[Checkpoint]) -> None:

@@ -6,7 +6,8 @@ of files; all are immutable, so the rest needs no lock. Files are read on the st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -114,11 +115,11 @@ class LsmTable:
         start, end = time_range
         if self.spec.time_field is None and (start is not None or end is not None):
             raise ValueError(f"table {self.spec.name!r}: a time range needs a time_field")
-        view = self._view()
-        if view.watermark is not None and (start is None or start < view.watermark):
-            start = view.watermark
-        files = [f for f in view.files if _touches(f, start, end)]
-        batches = self._host.read(lambda: self._read_files(files, start, end)) if files else []
+        with self._view() as view:
+            if view.watermark is not None and (start is None or start < view.watermark):
+                start = view.watermark
+            files = [f for f in view.files if _touches(f, start, end)]
+            batches = self._host.read(lambda: self._read_files(files, start, end)) if files else []
         if merged:
             pieces = [*batches, *(p.to_stored(self.layout) for p in view.pieces)]
             alive = [self.layout.alive(p, start, end) for p in pieces]
@@ -136,10 +137,10 @@ class LsmTable:
             raise ValueError(f"table {self.spec.name!r}: an append table holds several rows of a key: scan it")
         self._check_keys(keys)
         probes = self._probes(keys)
-        view = self._view()
-        if self.layout.merger is not None:
-            return self._lookup_states(probes, view)
-        return self._lookup_newest(probes, view)
+        with self._view() as view:
+            if self.layout.merger is not None:
+                return self._lookup_states(probes, view)
+            return self._lookup_newest(probes, view)
 
     def freeze(self, sequence: Any) -> None:
         """Swap the MemTable for an empty one; the store's lock is held."""
@@ -152,10 +153,16 @@ class LsmTable:
         self.frozen = tuple(f for f in self.frozen if f.sequence > low_mark)
         self.files = files
 
-    def _view(self) -> _View:
-        with self._host.lock:
-            frozen = [piece for f in self.frozen for piece in f.pieces]
-            return _View(self.files, (*frozen, *self.memtable.pieces()), self._watermark)
+    @contextmanager
+    def _view(self) -> Iterator[_View]:
+        """Everything at this moment; its files stay where they are until the end of the block."""
+        with ExitStack() as stack:
+            with self._host.lock:
+                frozen = [piece for f in self.frozen for piece in f.pieces]
+                view = _View(self.files, (*frozen, *self.memtable.pieces()), self._watermark)
+                if view.files:
+                    stack.enter_context(self._host.reader.using(view.files))
+            yield view
 
     async def _read_files(
         self, files: Sequence[SSTableMeta], start: int | None, end: int | None
