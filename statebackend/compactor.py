@@ -19,17 +19,17 @@ from collections.abc import Callable, Sequence
 import pyarrow as pa
 
 from statebackend.cache import BlockReader
-from statebackend.compaction import CompactionPlan, plan_compaction
+from statebackend.compaction import CompactionPlan, KeyRange, plan_compaction, plan_ranges
 from statebackend.errors import CommitConflictError, StateStoreError
 from statebackend.flusher import MemtableFlusher, upload_sstable
 from statebackend.ids import SequenceNumber
 from statebackend.manifest import CompactionCommit, Manifest
 from statebackend.manifest_store import Clock
-from statebackend.merge import TableLayout
+from statebackend.merge import TableLayout, concat
 from statebackend.objectstore import ObjectStore
 from statebackend.runtime import IsolatedRuntime
 from statebackend.settings import StoreSettings
-from statebackend.sstable import EncodedSSTable, encode_sstable
+from statebackend.sstable import EncodedSSTable, SSTableIndex, SSTableMeta, encode_sstable, read_blocks
 
 __all__ = ["Compactor"]
 
@@ -95,28 +95,57 @@ class Compactor:
         return True
 
     async def _merge(self, plan: CompactionPlan, layout: TableLayout) -> CompactionCommit:
-        pieces = []
-        with self._reader.using(plan.inputs):  # they may leave the manifest while they are read
-            for meta in plan.inputs:
-                pieces.extend(await self._reader.read_times(layout, meta, plan.watermark, None))
-        self._sequence += 1
+        """Write the run, range by range and file by file; memory is bounded by ``compaction_rows``."""
         owner = f"c{self._flusher.manifest.compactor_epoch}-0-0"
-        name = f"sst/{owner}-{self._sequence}.arrow"
-        rows = await self._runtime.run_cpu(_merge_pieces, layout, pieces, plan)
-        output = None
-        if rows.num_rows:
-            encoded = await self._runtime.run_cpu(_encode, layout, rows, name, self._sequence, self._settings)
-            await upload_sstable(self._objects, encoded, self._clock, self._rng, self._settings.commit_timeout_s)
-            self._reader.keep(encoded)
-            output = encoded.meta
+        run = f"{owner}-{self._sequence + 1}"
+        size, rows = sum(f.size for f in plan.inputs), sum(f.rows for f in plan.inputs)
+        file_rows = max(self._settings.block_rows, rows * self._settings.file_bytes_max // max(size, 1))
+        output: list[SSTableMeta] = []
+        pending: list[pa.RecordBatch] = []
+        with self._reader.using(plan.inputs):  # they may leave the manifest while they are read
+            indexes = [await self._reader.index(meta) for meta in plan.inputs]
+            for keys in plan_ranges(layout.spec, indexes, self._settings.compaction_rows):
+                pieces: list[pa.RecordBatch] = []
+                for meta, index in zip(plan.inputs, indexes, strict=True):
+                    pieces.extend(await self._read(layout, meta, index, keys, plan.watermark))
+                pending.append(await self._runtime.run_cpu(_merge_pieces, layout, pieces, plan))
+                if sum(b.num_rows for b in pending) >= file_rows:
+                    output += await self._write(layout, pending, owner, run)
+                    pending = []
+        output += await self._write(layout, pending, owner, run)
         return CompactionCommit(
             table=plan.table,
             timeline=plan.timeline,
             owner=owner,
             sequence=SequenceNumber(self._sequence),
             inputs=plan.inputs,
-            output=output,
+            output=tuple(output),
         )
+
+    async def _read(
+        self, layout: TableLayout, meta: SSTableMeta, index: SSTableIndex, keys: KeyRange, watermark: int | None
+    ) -> list[pa.RecordBatch]:
+        """The rows of one file in a range of keys, block by block; not through the cache, it is for readers."""
+        pieces = []
+        for number in index.overlapping_keys(layout.spec, keys.low, keys.high, watermark):
+            (block,) = await read_blocks(self._objects, meta, index, [number], layout.stored)
+            rows = keys.select(layout.order_columns(block))
+            if rows.stop > rows.start:
+                pieces.append(block.slice(rows.start, rows.stop - rows.start))
+        return pieces
+
+    async def _write(
+        self, layout: TableLayout, pieces: Sequence[pa.RecordBatch], owner: str, run: str
+    ) -> list[SSTableMeta]:
+        alive = [p for p in pieces if p.num_rows]
+        if not alive:
+            return []
+        self._sequence += 1
+        encoded = await self._runtime.run_cpu(
+            _encode, layout, alive, f"sst/{owner}-{self._sequence}.arrow", self._sequence, run, self._settings
+        )
+        await upload_sstable(self._objects, encoded, self._clock, self._rng, self._settings.commit_timeout_s)
+        return [encoded.meta]
 
 
 def _merge_pieces(layout: TableLayout, pieces: Sequence[pa.RecordBatch], plan: CompactionPlan) -> pa.RecordBatch:
@@ -124,6 +153,11 @@ def _merge_pieces(layout: TableLayout, pieces: Sequence[pa.RecordBatch], plan: C
 
 
 def _encode(
-    layout: TableLayout, rows: pa.RecordBatch, name: str, sequence: int, settings: StoreSettings
+    layout: TableLayout,
+    pieces: Sequence[pa.RecordBatch],
+    name: str,
+    sequence: int,
+    run: str,
+    settings: StoreSettings,
 ) -> EncodedSSTable:
-    return encode_sstable(layout, rows, name, sequence, 1, settings=settings)
+    return encode_sstable(layout, concat(pieces, layout.stored), name, sequence, run, settings=settings)

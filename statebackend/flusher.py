@@ -221,7 +221,7 @@ def _encode(frozen: FrozenMemTable, request: FlushRequest, name: str, settings: 
     rows = layout.merge(frozen.stored(layout), watermark=watermark)
     if not rows.num_rows:
         return None
-    return encode_sstable(layout, rows, name, int(frozen.sequence), 0, settings=settings)
+    return encode_sstable(layout, rows, name, int(frozen.sequence), None, settings=settings)
 
 
 async def upload_sstable(

@@ -43,8 +43,9 @@ NO_CHECKPOINT = CheckpointId(0)
 class TableState:
     """One table in one manifest.
 
-    ``files`` are ordered from oldest to newest; those of level 0 were flushed, the others are
-    sorted runs that a compaction wrote. Rows with a time below ``watermark`` are dead.
+    ``files`` are ordered from oldest to newest; those of level 0 were flushed, the others
+    belong to sorted runs that compactions wrote; files of one run do not overlap. Rows with a time
+    below ``watermark`` are dead.
     """
 
     spec: TableSpec
@@ -185,9 +186,9 @@ class CheckpointCommit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompactionCommit:
-    """Replace ``inputs`` (contiguous, oldest first) of one table by ``output``.
+    """Replace ``inputs`` (contiguous, oldest first) of one table by the files of one run.
 
-    ``output`` is None when nothing of the inputs is alive. ``owner`` names the compactor in
+    ``output`` is empty when nothing of the inputs is alive. ``owner`` names the compactor in
     ``low_marks``; everything that it wrote up to ``sequence`` is decided with this commit.
     """
 
@@ -196,7 +197,7 @@ class CompactionCommit:
     owner: str
     sequence: SequenceNumber
     inputs: tuple[SSTableMeta, ...]
-    output: SSTableMeta | None
+    output: tuple[SSTableMeta, ...]
 
     def apply(self, manifest: Manifest) -> Manifest:
         """The manifest with the files replaced; inputs that expired meanwhile are not missed.
@@ -212,7 +213,7 @@ class CompactionCommit:
         at = names.index(wanted[0]) if wanted and wanted[0] in names else 0
         if names[at : at + len(wanted)] != wanted:
             raise CommitConflictError(f"compaction of {self.table!r}: its inputs are no longer in the manifest")
-        output = () if self.output is None or not wanted else (self.output,)
+        output = self.output if wanted else ()
         files = state.files[:at] + output + state.files[at + len(wanted) :]
         return replace(
             manifest,

@@ -22,6 +22,9 @@ class StoreSettings:
     ``l0_files_max``: flushed files of one table before they are merged into a sorted run. Fewer
     means cheaper reads, more means less rewriting.
 
+    ``compaction_rows``: rows that a merge holds in memory at once; ``file_bytes_max``: bytes after which
+    a merge begins another file of its run.
+
     ``commit_timeout_s``: how long a commit tries again after conflicts and unknown outcomes before
     it gives up with `CommitUnknownError` or `StorageUnavailableError`.
 
@@ -42,6 +45,8 @@ class StoreSettings:
     compression: str | None = "lz4"
     cache_bytes: int = 256 << 20
     l0_files_max: int = 8
+    compaction_rows: int = 1 << 20
+    file_bytes_max: int = 128 << 20
     commit_timeout_s: float = 60.0
     request_timeout_s: float = 30.0
     retained_checkpoints: int = 10
@@ -53,7 +58,15 @@ class StoreSettings:
     def __post_init__(self) -> None:
         if self.compression not in (None, "lz4", "zstd"):
             raise ValueError(f"compression must be 'lz4', 'zstd' or None, not {self.compression!r}")
-        for name in ("block_rows", "l0_files_max", "retained_checkpoints", "io_threads", "cpu_threads"):
+        for name in (
+            "block_rows",
+            "l0_files_max",
+            "compaction_rows",
+            "file_bytes_max",
+            "retained_checkpoints",
+            "io_threads",
+            "cpu_threads",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("commit_timeout_s", "request_timeout_s"):

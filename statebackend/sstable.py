@@ -43,6 +43,7 @@ from statebackend.keys import HASH_VERSION
 from statebackend.merge import HASH_COLUMN, TableLayout
 from statebackend.objectstore import ObjectStore
 from statebackend.settings import StoreSettings
+from statebackend.tables import TableOrder, TableSpec
 
 __all__ = ["EncodedSSTable", "SSTableIndex", "SSTableMeta", "encode_sstable", "read_blocks", "read_index"]
 
@@ -69,11 +70,13 @@ class SSTableMeta:
 
     ``size`` and ``tail_bytes`` in bytes; ``tail_checksum`` is xxh3-64 over the last ``tail_bytes``
     bytes, which hold the footer; ``sequence`` orders the flushes of one writer; ``level`` is 0 for
-    a flushed file and 1 for a merged one. Times are None without a time column.
+    a flushed file and 1 for a merged one; ``run`` names the sorted run that a merged file is a part
+    of, None for a flushed one. Times are None without a time column.
     """
 
     name: str
     level: int
+    run: str | None
     sequence: int
     rows: int
     size: int
@@ -104,6 +107,20 @@ class SSTableIndex:
             keep &= self.entries["time_min"] < end
         return [int(i) for i in np.flatnonzero(keep)]
 
+    def overlapping_keys(
+        self, spec: TableSpec, low: tuple[int, int] | None, high: tuple[int, int] | None, watermark: int | None
+    ) -> list[int]:
+        """Blocks that may hold order keys in ``[low, high)`` and rows that are not below the watermark."""
+        first = "time" if spec.order is TableOrder.TIME else "hash"
+        keep = np.ones(len(self.entries), dtype=bool)
+        if low is not None:
+            keep &= self.entries[f"{first}_max"] >= low[0]
+        if high is not None:
+            keep &= self.entries[f"{first}_min"] <= high[0]
+        if watermark is not None:
+            keep &= self.entries["time_max"] >= watermark
+        return [int(i) for i in np.flatnonzero(keep)]
+
     def holding(self, hashes: npt.NDArray[np.uint64]) -> list[int]:
         """Blocks whose hash range holds at least one of the sorted ``hashes``."""
         first = np.searchsorted(hashes, self.entries["hash_min"], side="left")
@@ -122,7 +139,7 @@ class EncodedSSTable:
 
 
 def encode_sstable(
-    layout: TableLayout, rows: pa.RecordBatch, name: str, sequence: int, level: int, *, settings: StoreSettings
+    layout: TableLayout, rows: pa.RecordBatch, name: str, sequence: int, run: str | None, *, settings: StoreSettings
 ) -> EncodedSSTable:
     """Encode sorted stored rows (as `TableLayout.merge` returns them; at least one row)."""
     blocks = [rows.slice(i, settings.block_rows) for i in range(0, rows.num_rows, settings.block_rows)]
@@ -144,7 +161,8 @@ def encode_sstable(
     timed = layout.spec.time_field is not None
     meta = SSTableMeta(
         name=name,
-        level=level,
+        level=0 if run is None else 1,
+        run=run,
         sequence=sequence,
         rows=rows.num_rows,
         size=len(data),

@@ -41,7 +41,7 @@ def encoded(rows: int = 1000, *, compression: str | None = "lz4") -> EncodedSSTa
         schema=SPEC.schema,
     )
     settings = StoreSettings(block_rows=64, compression=compression)
-    return encode_sstable(LAYOUT, LAYOUT.merge([LAYOUT.to_stored(batch)]), "sst/x.arrow", 7, 0, settings=settings)
+    return encode_sstable(LAYOUT, LAYOUT.merge([LAYOUT.to_stored(batch)]), "sst/x.arrow", 7, None, settings=settings)
 
 
 @pytest.mark.parametrize("compression", [None, "lz4", "zstd"])
