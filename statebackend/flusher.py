@@ -164,7 +164,7 @@ class MemtableFlusher:
         frozen = [f for f in request.frozen if f.sequence > self._committed_mark]
         outcomes = await asyncio.gather(
             *(self._runtime.run_io(callable_) for callable_ in request.prepare),
-            *(self._flush_one(f, request) for f in frozen),
+            *(self._flush_one(f, request.layouts[f.table], request.tables[f.table][2]) for f in frozen),
             return_exceptions=True,
         )
         # Every upload has ended, one way or the other, before the first failure is raised.
@@ -173,18 +173,38 @@ class MemtableFlusher:
                 raise outcome
         return [o for o in outcomes if isinstance(o, EncodedSSTable)]
 
-    async def _flush_one(self, frozen: FrozenMemTable, request: FlushRequest) -> EncodedSSTable | None:
+    async def flush_early(
+        self,
+        frozen: Sequence[FrozenMemTable],
+        layout: TableLayout,
+        on_upload: Callable[[FrozenMemTable, EncodedSSTable | None], None],
+    ) -> None:
+        """Upload frozen MemTables of one table, oldest first, before the checkpoint that will name them.
+
+        Their sequences are above the low mark of every checkpoint cut before, so they belong to the next.
+        """
+        async with self._turn:
+            for one in frozen:
+                if self.fatal is not None:
+                    raise self.fatal
+                if one.sequence > self._committed_mark and one.sequence not in self._uploaded:
+                    on_upload(one, await self._flush_one(one, layout, one.watermark))
+
+    async def _flush_one(
+        self, frozen: FrozenMemTable, layout: TableLayout, watermark: int | None
+    ) -> EncodedSSTable | None:
         if frozen.sequence in self._uploaded:
             return None
         if frozen.sequence not in self._encoded:
             # Encoded once: a name is never used with other bytes, not even by another attempt.
             self._encoded[frozen.sequence] = await self._runtime.run_cpu(
-                _encode, frozen, request, f"sst/{self.owner}-{frozen.sequence}.arrow", self._settings
+                _encode, frozen, layout, watermark, f"sst/{self.owner}-{frozen.sequence}.arrow", self._settings
             )
         encoded = self._encoded[frozen.sequence]
         if encoded is not None:
             await upload_sstable(self._objects, encoded, self._clock, self._rng, self._settings.commit_timeout_s)
             self._uploaded[frozen.sequence] = (frozen.table, encoded.meta)
+            self._encoded[frozen.sequence] = None  # the bytes are in the storage now
         return encoded
 
     async def _commit_request(self, request: FlushRequest, written: Sequence[EncodedSSTable]) -> Manifest:
@@ -210,14 +230,14 @@ class MemtableFlusher:
         return manifest
 
 
-def _encode(frozen: FrozenMemTable, request: FlushRequest, name: str, settings: StoreSettings) -> EncodedSSTable | None:
-    """Merge, sort and encode on a CPU thread; None when nothing of it is alive at the barrier.
+def _encode(
+    frozen: FrozenMemTable, layout: TableLayout, watermark: int | None, name: str, settings: StoreSettings
+) -> EncodedSSTable | None:
+    """Merge, sort and encode on a CPU thread; None when nothing of it is alive.
 
-    Dropping by the barrier's watermark is safe: the file becomes visible only in a manifest that
-    holds this watermark or a later one.
+    Dropping by the table's watermark at the barrier (or earlier) is safe: the file becomes visible
+    only in a manifest that holds this watermark or a later one.
     """
-    layout = request.layouts[frozen.table]
-    watermark = request.tables[frozen.table][2]
     rows = layout.merge(frozen.stored(layout), watermark=watermark)
     if not rows.num_rows:
         return None

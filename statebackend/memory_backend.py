@@ -129,6 +129,9 @@ class MemoryStateBackend:
                 f"memory state {self.store_id}: opened again with epoch {self._space.epoch}, this one has {self._epoch}"
             )
 
+    def relieve(self) -> None:
+        """Everything stays in memory."""
+
     def read(self, work: Callable[[], Coroutine[Any, Any, list[pa.RecordBatch]]]) -> list[pa.RecordBatch]:
         """Never called: there are no files."""
         raise AssertionError(f"memory state has no files to read: {work}")

@@ -56,6 +56,11 @@ class FrozenMemTable:
     pieces: tuple[Piece, ...]
     watermark: int | None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(p.batch.nbytes for p in self.pieces)
+
     def stored(self, layout: TableLayout) -> list[pa.RecordBatch]:
         """The stored form of every piece, oldest first."""
         return [p.to_stored(layout) for p in self.pieces]
@@ -67,6 +72,7 @@ class MemTable:
     def __init__(self, layout: TableLayout) -> None:
         self._layout = layout
         self._pieces: list[Piece] = []
+        self._nbytes = 0
         self._rows_unfolded = 0
         self._rows_folded = 0
 
@@ -78,7 +84,7 @@ class MemTable:
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return sum(p.batch.nbytes for p in self._pieces)
+        return self._nbytes
 
     def append(self, batch: pa.RecordBatch, *, tombstone: bool = False) -> None:
         """Add one batch of the table's columns (for a deletion: keys filled, the others null)."""
@@ -87,6 +93,7 @@ class MemTable:
         batch = canonicalise(batch, self._layout.spec.key)
         times = self._layout.times(batch)
         self._pieces.append(Piece(batch, None if times is None else int(times.max()), tombstone=tombstone))
+        self._nbytes += batch.nbytes
         self._rows_unfolded += batch.num_rows
         if self._layout.spec.kind is TableKind.AGGREGATE and self._rows_unfolded > max(
             FOLD_ROWS_MIN, self._rows_folded
@@ -98,6 +105,7 @@ class MemTable:
         kept = [p for p in self._pieces if p.time_max is None or p.time_max >= watermark]
         if len(kept) != len(self._pieces):
             self._pieces = kept
+            self._nbytes = sum(p.batch.nbytes for p in kept)
             self._rows_folded = 0
             self._rows_unfolded = sum(p.batch.num_rows for p in kept)
 
@@ -110,12 +118,13 @@ class MemTable:
     def restore(self, pieces: tuple[Piece, ...]) -> None:
         """Begin with these pieces; the MemTable is empty."""
         self._pieces = list(pieces)
+        self._nbytes = sum(p.batch.nbytes for p in pieces)
         self._rows_unfolded = sum(p.batch.num_rows for p in pieces)
 
     def take(self) -> tuple[Piece, ...]:
         """Hand over all pieces and be empty again."""
         pieces = tuple(self._pieces)
-        self._pieces, self._rows_folded, self._rows_unfolded = [], 0, 0
+        self._pieces, self._nbytes, self._rows_folded, self._rows_unfolded = [], 0, 0, 0
         return pieces
 
     def _fold_states(self) -> None:
@@ -126,6 +135,7 @@ class MemTable:
             times = self._layout.times(batch)
             if batch.num_rows:
                 self._pieces.append(Piece(batch, None if times is None else int(times.max())))
+        self._nbytes = sum(b.nbytes for b in reduced)
         self._rows_folded, self._rows_unfolded = sum(b.num_rows for b in reduced), 0
 
     def _fold_upserts(self) -> None:
@@ -141,6 +151,7 @@ class MemTable:
         while len(pieces) > 1 and pieces[-2].batch.num_rows <= 2 * pieces[-1].batch.num_rows:
             pieces[-2:] = [self._merged(pieces[-2:])]
         self._pieces = pieces
+        self._nbytes = sum(p.batch.nbytes for p in pieces)
         self._rows_unfolded, self._rows_folded = sum(p.batch.num_rows for p in pieces), 0
 
     def _merged(self, pieces: list[Piece]) -> Piece:

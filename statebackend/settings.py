@@ -19,6 +19,9 @@ class StoreSettings:
 
     ``cache_bytes``: bytes of decoded blocks kept in memory; what was just flushed is kept first.
 
+    ``memory_bytes``: bytes of rows not yet in files. Beyond it the largest MemTables are flushed early, before
+    their checkpoint; beyond twice it, writers wait until the storage has taken some.
+
     ``l0_files_max``: flushed files of one table before they are merged into a sorted run. Fewer
     means cheaper reads, more means less rewriting.
 
@@ -44,6 +47,7 @@ class StoreSettings:
     block_rows: int = 32_768
     compression: str | None = "lz4"
     cache_bytes: int = 256 << 20
+    memory_bytes: int = 512 << 20
     l0_files_max: int = 8
     compaction_rows: int = 1 << 20
     file_bytes_max: int = 128 << 20
@@ -60,6 +64,7 @@ class StoreSettings:
             raise ValueError(f"compression must be 'lz4', 'zstd' or None, not {self.compression!r}")
         for name in (
             "block_rows",
+            "memory_bytes",
             "l0_files_max",
             "compaction_rows",
             "file_bytes_max",

@@ -12,7 +12,8 @@ import os
 import random
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -27,6 +28,7 @@ from statebackend.ids import CheckpointId, SequenceNumber, StoreId
 from statebackend.keys import Hasher
 from statebackend.manifest import Manifest
 from statebackend.manifest_store import Clock, FenceableManifest, ManifestStore, SystemClock
+from statebackend.memtable import FrozenMemTable
 from statebackend.merge import TableLayout
 from statebackend.objectstore import ObjectStore, open_object_store
 from statebackend.objectstore_wrappers import CountingObjectStore, RetryingObjectStore, RetryPolicy
@@ -84,6 +86,7 @@ class StateStore:
         self._checkpoint_id = int(found.checkpoint_id)
         self._job = found.job
         self._closed = False
+        self._early: Future[None] | None = None
 
     @classmethod
     def open(
@@ -196,7 +199,8 @@ class StateStore:
                 "manifest_number": int(self._manifest.number),
                 "memtable_rows": sum(t.memtable.rows for t in self._tables.values()),
                 "frozen_memtables": sum(len(t.frozen) for t in self._tables.values()),
-                "files": sum(len(t.files) for t in self._tables.values()),
+                "memory_bytes": self._memory_bytes(),
+                "files": sum(len(t.files) + len(t.early) for t in self._tables.values()),
                 "cache_bytes": self.reader.cache_bytes,
                 "commits": self._flusher.commits,
                 "flush_failures": self._flusher.failures,
@@ -227,6 +231,36 @@ class StateStore:
         self._runtime.check_usable()
         if self._flusher.fatal is not None:
             raise self._flusher.fatal
+
+    def relieve(self) -> None:
+        """Flush the largest table early when memory is short; wait when the storage does not keep up.
+
+        A slow store slows its writers down. A failed early flush is no error: the rows stay in memory,
+        readable, and the next write or checkpoint tries again.
+        """
+        if self._early is not None and not self._early.done():
+            if self._memory_bytes() > 2 * self.settings.memory_bytes:
+                wait([self._early], timeout=self.settings.commit_timeout_s)
+            return
+        if self._memory_bytes() <= self.settings.memory_bytes:
+            return
+        with self.lock:
+            table = max(self._tables.values(), key=lambda t: t.memory_bytes)
+            self._sequence += 1
+            table.freeze(SequenceNumber(self._sequence))
+            self._early = self._runtime.submit(
+                self._flusher.flush_early(table.frozen, table.layout, partial(self._flushed_early, table))
+            )
+            self._early.add_done_callback(_log_failure)
+
+    def _memory_bytes(self) -> int:
+        return sum(t.memory_bytes for t in tuple(self._tables.values()))
+
+    def _flushed_early(self, table: LsmTable, frozen: FrozenMemTable, encoded: EncodedSSTable | None) -> None:
+        if encoded is not None:
+            self.reader.keep(encoded)
+        with self.lock:
+            table.flushed_early(frozen.sequence, encoded.meta if encoded is not None else None)
 
     def read(self, work: Callable[[], Coroutine[Any, Any, list[pa.RecordBatch]]]) -> list[pa.RecordBatch]:
         """Run a read on the runtime and wait for it."""
@@ -295,9 +329,9 @@ class StateStore:
                 logger.info("collected %d objects", len(plan.objects))
 
 
-def _log_failure(future: Future[Checkpoint]) -> None:
+def _log_failure(future: Future[Any]) -> None:
     if not future.cancelled() and (error := future.exception()) is not None:
-        logger.warning("periodic flush failed, the rows go with the next one: %s", error)
+        logger.warning("a flush in the background failed, the rows go with the next one: %s", error)
 
 
 async def _take_over(

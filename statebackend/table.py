@@ -37,6 +37,9 @@ class TableHost(Protocol):
     def check_usable(self) -> None:
         """Raise the error that ended the store, if one did."""
 
+    def relieve(self) -> None:
+        """Called after every write, without the lock: flush early, or wait, when memory is short."""
+
     def read(self, work: Callable[[], Coroutine[Any, Any, list[pa.RecordBatch]]]) -> list[pa.RecordBatch]:
         """Run a read on the store's runtime and wait for it."""
 
@@ -60,6 +63,7 @@ class LsmTable:
         self.memtable = MemTable(layout)
         self.frozen: tuple[FrozenMemTable, ...] = ()
         self.files = files
+        self.early: tuple[tuple[int, SSTableMeta], ...] = ()  # flushed before their checkpoint, by sequence
         self._watermark = watermark
 
     @property
@@ -81,6 +85,7 @@ class LsmTable:
         self.layout.check(batch)
         with self._host.lock:
             self.memtable.append(batch)
+        self._host.relieve()
 
     def delete(self, keys: pa.RecordBatch) -> None:
         """Delete the rows of these keys. Columns: the key columns. Upsert tables only."""
@@ -92,6 +97,7 @@ class LsmTable:
         self._check_keys(keys)
         with self._host.lock:
             self.memtable.append(null_row_batch(self.spec.schema, keys), tombstone=True)
+        self._host.relieve()
 
     def expire(self, before: int) -> None:
         """Declare all rows with a time below ``before`` (in the unit of the time column) dead."""
@@ -151,7 +157,19 @@ class LsmTable:
     def flushed(self, low_mark: int, files: tuple[SSTableMeta, ...]) -> None:
         """A manifest holds everything up to ``low_mark``; the store's lock is held."""
         self.frozen = tuple(f for f in self.frozen if f.sequence > low_mark)
+        self.early = tuple((s, meta) for s, meta in self.early if s > low_mark)
         self.files = files
+
+    def flushed_early(self, sequence: int, meta: SSTableMeta | None) -> None:
+        """A frozen MemTable is in a file that no manifest names yet; the store's lock is held."""
+        self.frozen = tuple(f for f in self.frozen if f.sequence != sequence)
+        if meta is not None:
+            self.early = (*self.early, (sequence, meta))
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of rows that are in no file yet."""
+        return self.memtable.nbytes + sum(f.nbytes for f in self.frozen)
 
     @contextmanager
     def _view(self) -> Iterator[_View]:
@@ -159,7 +177,11 @@ class LsmTable:
         with ExitStack() as stack:
             with self._host.lock:
                 frozen = [piece for f in self.frozen for piece in f.pieces]
-                view = _View(self.files, (*frozen, *self.memtable.pieces()), self._watermark)
+                view = _View(
+                    (*self.files, *(meta for _, meta in self.early)),
+                    (*frozen, *self.memtable.pieces()),
+                    self._watermark,
+                )
                 if view.files:
                     stack.enter_context(self._host.reader.using(view.files))
             yield view
