@@ -13,7 +13,8 @@ Final run over the states (see ``plan_surgery``).
 Invariants:
 
 * Group keys in states are canonical: one NaN, no negative zero, dictionaries decoded. Null is a key.
-* States are merged in the order they are given, so ``first_value`` without an order means first.
+* States are merged in the order they are given, so ``first_value`` without an order means the first
+  of the stream (unless an ``array_agg`` or the like of the same aggregation sorts the rows).
 * What cannot work raises `UnsupportedAggregateError` when it is compiled: a trial runs every step.
 * All calls are thread-safe.
 """
@@ -25,16 +26,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from datafusion import AggregateUDF, DataFrame, ExecutionPlan, Expr, SessionContext, col, udf
 
 from statebackend.aggregate_declaration import Declaration, column_name, key_name
-from statebackend.aggregate_expressions import ArgumentColumns, parse_aggregate
+from statebackend.aggregate_expressions import AggregateReader
 from statebackend.aggregate_trial import Trial, aggregate_slots, partial_node
 from statebackend.errors import UnsupportedAggregateError
 from statebackend.keys import canonical_schema, canonicalise
 from statebackend.plan_surgery import AggregateMode, StatePlan
 from statebackend.prepared import PreparedPlan, new_session
-from statebackend.state_layout import SlotState, state_positions
+from statebackend.state_layout import SlotState, recast, state_positions
 
 __all__ = ["Aggregation", "StateMerger"]
 
@@ -50,19 +52,22 @@ class StateMerger:
         self._slots = trial.slots
         keys = [pa.field(key.name, key.type) for key in declaration.keys]
         fields = [field for slot in self._slots for field in slot.fields]
-        results = [
-            trial.results.field(slot).with_name(call.name)
-            for slot, call in zip(declaration.slots, declaration.calls, strict=True)
-        ]
-        # Tables keep canonical types; the plans need DataFusion's own.
-        self._inner_schema = pa.schema([*(pa.field(key_name(i), k.type) for i, k in enumerate(keys)), *fields])
+        results = [trial.results[output.call].with_name(output.name) for output in declaration.outputs]
+        self._positions = state_positions(len(keys), self._slots)
+        # Tables keep canonical types under our names; the plans need DataFusion's own types.
+        theirs = [trial.state.schema.field(at).type for at in self._positions[len(keys) :]]
+        self._inner_schema = pa.schema(
+            [
+                *(pa.field(key_name(i), key.type) for i, key in enumerate(keys)),
+                *(field.with_type(kind) for field, kind in zip(fields, theirs, strict=True)),
+            ]
+        )
         self._key_schema = pa.schema(keys)
         self._state_schema = canonical_schema(pa.schema([*keys, *fields])).remove_metadata()
         self._result_schema = pa.schema([*keys, *results]).remove_metadata()
         for schema, what in ((self._state_schema, "state"), (self._result_schema, "result")):
             if len(set(schema.names)) != len(schema.names):
                 raise ValueError(f"{what} columns {schema.names} have duplicate names; give the expressions an alias")
-        self._positions = state_positions(len(keys), self._slots)
         self._fingerprint = _fingerprint(self._key_schema, self._slots)
         self._merge: _Merge = (
             _PreparedMerge(self._inner_schema, len(keys), self._slots)
@@ -129,10 +134,15 @@ class StateMerger:
         return [_relabel(batch.columns, self._inner_schema) for batch in states if batch.num_rows]
 
     def _to_result(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        keys = len(self._key_schema)
-        columns = batch.columns
-        columns = [*columns[:keys], *(columns[keys + slot] for slot in self._declaration.slots)]
-        return pa.RecordBatch.from_arrays(columns, schema=self._result_schema)
+        columns, keys = batch.columns, len(self._key_schema)
+        results = columns[keys:]
+        arrays = [
+            results[output.call]
+            if output.nan is None
+            else _with_nan(results[output.call], results[output.nan], self._declaration.calls[output.call].function)
+            for output in self._declaration.outputs
+        ]
+        return pa.RecordBatch.from_arrays([*columns[:keys], *arrays], schema=self._result_schema)
 
     def _check(self, state: pa.RecordBatch) -> None:
         """Run every step once on the trial's states, and on no rows."""
@@ -141,7 +151,9 @@ class StateMerger:
             once = self.reduce(states)
             rows = sum(batch.num_rows for batch in self.final([*self.reduce([*once, *states]), *states]))
             none = [*self._merge.reduce([]), *self._merge.final([])]
-        except Exception as error:  # the binding raises bare exceptions
+        except BaseException as error:  # a panic of DataFusion is no Exception
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
             calls = ", ".join(call.described() for call in self._declaration.calls)
             raise UnsupportedAggregateError(f"the states of {calls} cannot be merged: {error}") from error
         if rows != state.num_rows or any(batch.num_rows for batch in none):
@@ -183,8 +195,8 @@ class Aggregation:
         rows = _qualified(session.table("rows"), relation)
         try:
             keys = rows.select(*group_by).schema()
-            columns = ArgumentColumns(session, rows)
-            calls = tuple(parse_aggregate(expr, session, columns) for expr in aggregates)
+            reader = AggregateReader(session, rows)
+            outputs = tuple(reader.read(expr) for expr in aggregates)
         except (UnsupportedAggregateError, ValueError):
             raise
         except Exception as error:  # the binding raises bare exceptions
@@ -194,12 +206,15 @@ class Aggregation:
         except TypeError as error:
             raise UnsupportedAggregateError(f"group key: {error}") from error
         declaration = Declaration(
-            keys=pa.schema([pa.field(key.name, key.type) for key in canonical]), columns=columns.schema(), calls=calls
+            keys=pa.schema([pa.field(key.name, key.type) for key in canonical]),
+            columns=reader.columns(),
+            calls=reader.calls,
+            outputs=outputs,
         )
         merger = StateMerger(declaration, {udaf.name: udaf for udaf in udafs})
         projection = [
             *(_canonical_key(expr, keys.field(i).type).alias(key_name(i)) for i, expr in enumerate(group_by)),
-            *(expr.alias(column_name(i)) for i, expr in enumerate(columns.exprs)),
+            *(expr.alias(column_name(i)) for i, expr in enumerate(reader.exprs)),
         ]
 
         def build(session: SessionContext, rows: DataFrame) -> ExecutionPlan:
@@ -281,11 +296,16 @@ def _fingerprint(keys: pa.Schema, slots: Sequence[SlotState]) -> str:
 
 def _relabel(columns: Sequence[pa.Array], schema: pa.Schema) -> pa.RecordBatch:
     """These columns under ``schema``, cast where the type differs (canonical type against DataFusion's)."""
-    arrays = [
-        column if column.type == field.type else column.cast(field.type)
-        for column, field in zip(columns, schema, strict=True)
-    ]
+    arrays = [recast(column, field.type) for column, field in zip(columns, schema, strict=True)]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _with_nan(extremum: pa.Array, nan: pa.Array, function: str) -> pa.Array:
+    """A NaN is greater than every number: any makes the maximum, only NaNs make the minimum."""
+    if not pc.any(nan).as_py():
+        return extremum
+    wins = nan if function == "max" else pc.and_(nan, extremum.is_null())
+    return pc.if_else(pc.fill_null(wins, False), pa.scalar(float("nan"), extremum.type), extremum)
 
 
 def _qualified(rows: DataFrame, relation: str | None) -> DataFrame:

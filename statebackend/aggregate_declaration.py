@@ -10,13 +10,13 @@ Invariants:
 * Only msgpack values: types are the bytes of an Arrow schema, literals are plain Python values.
 * Nothing of it is executed as text: functions are looked up by name among those registered, and
   expressions are built with their API.
-* Equal aggregates with different output names share one slot of state.
+* The calls are distinct: equal aggregates under different output names share one state.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import pyarrow as pa
@@ -25,7 +25,7 @@ from datafusion.common import NullTreatment
 
 from statebackend.errors import UnsupportedAggregateError, UnsupportedFormatError
 
-__all__ = ["AggregateCall", "Argument", "Declaration", "SortColumn", "column_name", "key_name"]
+__all__ = ["AggregateCall", "Argument", "Declaration", "Output", "SortColumn", "column_name", "key_name"]
 
 DECLARATION_FORMAT = 1
 
@@ -70,14 +70,16 @@ class AggregateCall:
 
     function: str
     args: tuple[Argument, ...]
-    name: str
     distinct: bool = False
     order_by: tuple[SortColumn, ...] = ()
     ignore_nulls: bool | None = None
     filter: int | None = None
 
     def expr(self, session: SessionContext) -> Expr:
-        """The aggregate over the argument columns. Raises `UnsupportedAggregateError` if unknown."""
+        """The aggregate over the argument columns.
+
+        Raises `UnsupportedAggregateError` if the function is not registered in the session.
+        """
         if self.function not in session.udafs():
             raise UnsupportedAggregateError(
                 f"aggregate function {self.function!r} is not registered in this process; "
@@ -103,7 +105,22 @@ class AggregateCall:
         """For messages."""
         distinct = "DISTINCT " if self.distinct else ""
         args = ", ".join(repr(a.literal) if a.column is None else str(a.type) for a in self.args)
-        return f"{self.function}({distinct}{args}) as {self.name!r}"
+        return f"{self.function}({distinct}{args})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """One result column: the result of a call, and of the call that tells whether it saw a NaN.
+
+    DataFusion's grouped ``min`` and ``max`` forget what they saw before a NaN, so their answer
+    depends on the order of the rows. A minimum or maximum of floats is therefore taken over the
+    numbers alone, beside a ``bool_or`` of *is NaN*; together they give what DataFusion gives
+    without GROUP BY, where a NaN is greater than every number.
+    """
+
+    name: str
+    call: int
+    nan: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,24 +128,14 @@ class Declaration:
     """A whole aggregation.
 
     ``keys``: the group columns with their names. ``columns``: types of the argument columns, named
-    ``c0``, ``c1``, ... ``calls``: the aggregates in the order of the result columns.
+    ``c0``, ``c1``, ... ``calls``: the distinct aggregates, each with a state of its own.
+    ``outputs``: the result columns.
     """
 
     keys: pa.Schema
     columns: pa.Schema
     calls: tuple[AggregateCall, ...]
-    slots: tuple[int, ...] = field(init=False)
-    """For every call, the number of the slot that holds its state."""
-
-    def __post_init__(self) -> None:
-        distinct: dict[AggregateCall, int] = {}
-        slots = tuple(distinct.setdefault(replace(call, name=""), len(distinct)) for call in self.calls)
-        object.__setattr__(self, "slots", slots)
-
-    @property
-    def slot_calls(self) -> list[AggregateCall]:
-        """One call per slot."""
-        return [self.calls[self.slots.index(slot)] for slot in range(len(set(self.slots)))]
+    outputs: tuple[Output, ...]
 
     @property
     def placeholders(self) -> pa.Schema:
@@ -142,7 +149,8 @@ class Declaration:
             "format": DECLARATION_FORMAT,
             "keys": self.keys.serialize().to_pybytes(),
             "columns": self.columns.serialize().to_pybytes(),
-            "aggregates": [_encode_call(call) for call in self.calls],
+            "calls": [_encode_call(call) for call in self.calls],
+            "outputs": [{"name": o.name, "call": o.call, "nan": o.nan} for o in self.outputs],
         }
 
     @classmethod
@@ -157,13 +165,27 @@ class Declaration:
             )
         try:
             columns = _read_schema(value["columns"])
-            calls = tuple(_decode_call(call, columns) for call in value["aggregates"])
+            calls = tuple(_decode_call(call, columns) for call in value["calls"])
+            outputs = tuple(
+                Output(
+                    name=str(o["name"]),
+                    call=_number(o["call"], len(calls)),
+                    nan=None if o["nan"] is None else _number(o["nan"], len(calls)),
+                )
+                for o in value["outputs"]
+            )
             keys = _read_schema(value["keys"])
         except (KeyError, TypeError, pa.ArrowException, OSError) as error:
             raise ValueError(f"aggregation declaration is malformed: {error!r}") from error
         if columns.names != [column_name(i) for i in range(len(columns))]:
             raise ValueError(f"aggregation declaration has argument columns {columns.names}, expected c0, c1, ...")
-        return cls(keys=keys, columns=columns, calls=calls)
+        return cls(keys=keys, columns=columns, calls=calls, outputs=outputs)
+
+
+def _number(value: Any, count: int) -> int:
+    if not isinstance(value, int) or not 0 <= value < count:
+        raise ValueError(f"aggregation declaration is malformed: number {value!r} of {count}")
+    return value
 
 
 def _read_schema(data: bytes) -> pa.Schema:
@@ -171,7 +193,8 @@ def _read_schema(data: bytes) -> pa.Schema:
 
 
 def _type_bytes(kind: pa.DataType) -> bytes:
-    return pa.schema([pa.field("", kind)]).serialize().to_pybytes()
+    data: bytes = pa.schema([pa.field("", kind)]).serialize().to_pybytes()
+    return data
 
 
 def _encode_call(call: AggregateCall) -> dict[str, Any]:
@@ -187,32 +210,29 @@ def _encode_call(call: AggregateCall) -> dict[str, Any]:
         ],
         "ignore_nulls": call.ignore_nulls,
         "filter": call.filter,
-        "name": call.name,
     }
 
 
 def _decode_call(value: Mapping[str, Any], columns: pa.Schema) -> AggregateCall:
-    def column(number: Any) -> int:
-        if not isinstance(number, int) or not 0 <= number < len(columns):
-            raise ValueError(f"aggregation declaration names argument column {number!r} of {len(columns)}")
-        return number
-
     args = []
     for arg in value["args"]:
         kind = _read_schema(arg["type"]).field(0).type
         if "column" in arg:
-            args.append(Argument(type=kind, column=column(arg["column"])))
+            args.append(Argument(type=kind, column=_number(arg["column"], len(columns))))
         else:
             args.append(Argument(type=kind, literal=arg["literal"]))
     return AggregateCall(
         function=str(value["function"]),
         args=tuple(args),
-        name=str(value["name"]),
         distinct=bool(value["distinct"]),
         order_by=tuple(
-            SortColumn(column=column(s["column"]), ascending=bool(s["ascending"]), nulls_first=bool(s["nulls_first"]))
+            SortColumn(
+                column=_number(s["column"], len(columns)),
+                ascending=bool(s["ascending"]),
+                nulls_first=bool(s["nulls_first"]),
+            )
             for s in value["order_by"]
         ),
         ignore_nulls=None if value["ignore_nulls"] is None else bool(value["ignore_nulls"]),
-        filter=None if value["filter"] is None else column(value["filter"]),
+        filter=None if value["filter"] is None else _number(value["filter"], len(columns)),
     )

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from decimal import Decimal
 
 import pyarrow as pa
-from datafusion import AggregateUDF, DataFrame, ExecutionPlan, Expr, SessionContext, col
+from datafusion import AggregateUDF, DataFrame, ExecutionPlan, SessionContext, col
 
 from statebackend.aggregate_declaration import AggregateCall, Declaration, key_name
 from statebackend.errors import UnsupportedAggregateError
 from statebackend.plan_surgery import find_node
 from statebackend.prepared import new_session
-from statebackend.state_layout import SlotState, arrange_state, slot_name
+from statebackend.state_layout import SlotState, arrange_state, positional_type, slot_name
 
 __all__ = ["Trial", "aggregate_slots", "partial_node"]
 
@@ -28,7 +28,7 @@ def aggregate_slots(session: SessionContext, rows: DataFrame, declaration: Decla
     """Every slot's aggregate over the columns ``k0..`` and ``c0..``, named ``a0``, ``a1``, ..."""
     return rows.aggregate(
         [col(key_name(i)) for i in range(len(declaration.keys))],
-        [call.expr(session).alias(slot_name(slot)) for slot, call in enumerate(declaration.slot_calls)],
+        [call.expr(session).alias(slot_name(slot)) for slot, call in enumerate(declaration.calls)],
     )
 
 
@@ -48,59 +48,76 @@ class Trial:
     """
 
     slots: list[SlotState]
-    results: pa.Schema
+    results: list[pa.Field]
     state: pa.RecordBatch
     final: ExecutionPlan
 
     def __init__(self, declaration: Declaration, udafs: Sequence[AggregateUDF]) -> None:
         self.session = new_session(2, udafs=udafs)
-        python = {udaf.name for udaf in udafs}
         keys = len(declaration.keys)
+        python = {udaf.name for udaf in udafs}
+        tables = {nulls: self._made_up_rows(declaration.placeholders, nulls=nulls) for nulls in (False, True)}
         # Python functions see no nulls here: whether they take them is the user's business.
-        nulls = not any(call.function in python for call in declaration.calls)
-        sample = pa.RecordBatch.from_arrays(
-            [_sample(field.type, nulls=nulls) for field in declaration.placeholders], schema=declaration.placeholders
-        )
-        self.session.register_record_batches(_TABLE, [[sample], [sample.slice(0, 0)]])
-        rows = self.session.table(_TABLE)
-        calls = declaration.slot_calls
-        fields = [self._state_fields(rows, keys, slot, call) for slot, call in enumerate(calls)]
+        alone = [
+            self._alone(tables[call.function not in python], keys, slot, call)
+            for slot, call in enumerate(declaration.calls)
+        ]
         try:
-            aggregated = aggregate_slots(self.session, rows, declaration)
-            results = aggregated.schema()
-            self.results = pa.schema([results.field(keys + slot) for slot in range(len(calls))])
+            aggregated = aggregate_slots(
+                self.session, tables[not any(c.function in python for c in declaration.calls)], declaration
+            )
             self.state = self._execute(partial_node(aggregated))
             plan = aggregated.execution_plan()
             final = find_node(plan, "FinalPartitioned") or find_node(plan, "Final")
-        except Exception as error:  # the binding raises bare exceptions
-            raise UnsupportedAggregateError(f"the aggregation cannot be planned: {error}") from error
-        expected = [field.type for own in fields for field in own]
-        if final is None or self.state.schema.types[keys:] != expected:
+        except BaseException as error:
+            raise _unsupported("the aggregation", error) from error
+        expected = [positional_type(kind) for states, _ in alone for kind in states.schema.types]
+        if final is None or [positional_type(kind) for kind in self.state.schema.types[keys:]] != expected:
             raise UnsupportedAggregateError(f"DataFusion's states are {self.state.schema}, expected {expected}")
         self.final = final
+        self.results = [result for _, result in alone]
         self.slots = [
-            arrange_state(slot, call, self.results.field(slot).type, fields[slot]) for slot, call in enumerate(calls)
+            arrange_state(slot, call, result.type, states)
+            for slot, (call, (states, result)) in enumerate(zip(declaration.calls, alone, strict=True))
         ]
 
-    def _state_fields(self, rows: DataFrame, keys: int, slot: int, call: AggregateCall) -> list[pa.Field]:
-        expr: Expr = call.expr(self.session).alias(slot_name(slot))
+    def _made_up_rows(self, schema: pa.Schema, *, nulls: bool) -> DataFrame:
+        rows = pa.RecordBatch.from_arrays([_sample(kind, nulls=nulls) for kind in schema.types], schema=schema)
+        name = f"trial_{nulls}"
+        self.session.register_record_batches(name, [[rows], [rows.slice(0, 0)]])
+        return self.session.table(name)
+
+    def _alone(self, rows: DataFrame, keys: int, slot: int, call: AggregateCall) -> tuple[pa.RecordBatch, pa.Field]:
+        """State columns and result field of one slot."""
+        expr = call.expr(self.session).alias(slot_name(slot))
         try:
-            node = partial_node(rows.aggregate([col(key_name(i)) for i in range(keys)], [expr]))
-            return list(self._execute(node).schema)[keys:]
-        except Exception as error:  # the binding raises bare exceptions
-            raise UnsupportedAggregateError(f"{call.described()} cannot be kept as state: {error}") from error
+            aggregated = rows.aggregate([col(key_name(i)) for i in range(keys)], [expr])
+            states = self._execute(partial_node(aggregated))
+            return states.select(range(keys, states.num_columns)), aggregated.schema().field(keys)
+        except BaseException as error:
+            raise _unsupported(call.described(), error) from error
 
     def _execute(self, node: ExecutionPlan) -> pa.RecordBatch:
-        # Partition 0 holds the sample, and its few rows make one batch.
+        # Partition 0 holds the rows, and so few of them make one batch.
         return next(iter(self.session.execute(node, 0))).to_pyarrow()
 
 
+def _unsupported(what: str, error: BaseException) -> BaseException:
+    """The error to raise instead. A panic of DataFusion is no ``Exception``, an interrupt is not ours."""
+    if isinstance(error, KeyboardInterrupt | SystemExit | UnsupportedAggregateError):
+        return error
+    return UnsupportedAggregateError(f"{what} cannot be kept as state: {error}")
+
+
 def _sample(kind: pa.DataType, *, nulls: bool) -> pa.Array:
-    """Four values of a type, the last one null if asked."""
+    """Four values of a type, the last one null if asked.
+
+    DO NOT CHANGE what it gives for a type: the fingerprint of a sketch is that of its state over them.
+    """
     values = _values(kind, 4)
     if not nulls:
         return values
-    return values.take(pa.array([0, 1, 2, None], pa.int64()))
+    return pa.concat_arrays([values.slice(0, 3), pa.nulls(1, kind)])
 
 
 def _values(kind: pa.DataType, count: int) -> pa.Array:
@@ -110,7 +127,10 @@ def _values(kind: pa.DataType, count: int) -> pa.Array:
     if types.is_struct(kind):
         return pa.StructArray.from_arrays([_values(f.type, count) for f in kind], fields=list(kind))
     if types.is_map(kind):
-        values = [[(k, v)] for k, v in zip(*(_values(t, count).to_pylist() for t in (kind.key_type, kind.item_type)), strict=True)]
+        values = [
+            [(k, v)]
+            for k, v in zip(*(_values(t, count).to_pylist() for t in (kind.key_type, kind.item_type)), strict=True)
+        ]
         return pa.array(values, kind)
     if types.is_nested(kind):
         width = kind.list_size if types.is_fixed_size_list(kind) else 1

@@ -1,4 +1,4 @@
-"""Object stores around another: one tries again, one counts.
+"""Object stores around another: one tries again, one counts, one checks that creating is conditional.
 
 Each is an `ObjectStore` itself, so they stack: counting inside retrying counts every try, outside it
 every call.
@@ -15,10 +15,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from statebackend.errors import StorageFullError, StorageUnavailableError
-from statebackend.objectstore import Data, ObjectStore, PutResult
+from statebackend.errors import AtomicCreateError, StorageFullError, StorageUnavailableError
+from statebackend.objectstore_base import Data, ObjectStore, PutResult
 
-__all__ = ["CountingObjectStore", "OperationCount", "RetryPolicy", "RetryingObjectStore"]
+__all__ = ["CountingObjectStore", "CreateCheckingObjectStore", "OperationCount", "RetryPolicy", "RetryingObjectStore"]
 
 _T = TypeVar("_T")
 
@@ -186,3 +186,54 @@ class CountingObjectStore:
     def _add(self, operation: str, **more: float) -> None:
         old = self._counts[operation]
         self._counts[operation] = replace(old, **{field: getattr(old, field) + n for field, n in more.items()})
+
+
+class CreateCheckingObjectStore:
+    """Repeats the first successful ``put_if_absent``: a server that ignores the condition accepts it twice.
+
+    Some S3-compatible servers do just that, and two writers would silently overwrite each other. The
+    repetition sends the same bytes under the same name, so it does no harm, and costs one request per opening.
+    Raises `AtomicCreateError`.
+    """
+
+    def __init__(self, inner: ObjectStore) -> None:
+        self._inner = inner
+        self._proven = False
+
+    async def get(self, name: str) -> bytes:
+        return await self._inner.get(name)
+
+    async def get_range(self, name: str, start: int, end: int | None = None) -> bytes:
+        return await self._inner.get_range(name, start, end)
+
+    async def put(self, name: str, data: Data) -> None:
+        await self._inner.put(name, data)
+
+    async def put_if_absent(self, name: str, data: Data) -> PutResult:
+        result = await self._inner.put_if_absent(name, data)
+        if result is PutResult.EXISTS:
+            self._proven = True
+        elif not self._proven:
+            await self._repeat(name, data)
+        return result
+
+    async def list(self, prefix: str) -> list[str]:
+        return await self._inner.list(prefix)
+
+    async def delete(self, name: str) -> None:
+        await self._inner.delete(name)
+
+    def describe(self) -> str:
+        return self._inner.describe()
+
+    async def _repeat(self, name: str, data: Data) -> None:
+        try:
+            again = await self._inner.put_if_absent(name, data)
+        except StorageUnavailableError:
+            return  # nothing learned; the object was created all the same
+        if again is PutResult.CREATED:
+            raise AtomicCreateError(
+                f"{self.describe()}: the server created {name!r} twice: it ignores If-None-Match, so two writers could "
+                "overwrite each other; use another server, or allow_unsafe_create if there is only ever one writer"
+            )
+        self._proven = True

@@ -40,7 +40,7 @@ _TABLE = "input"
 def new_session(
     partitions: int = 1, *, udafs: Sequence[AggregateUDF] = (), udfs: Sequence[ScalarUDF] = ()
 ) -> SessionContext:
-    """A session for plans that are executed repeatedly.
+    """A session for plans that are executed repeatedly; with two partitions, for partial states.
 
     Python functions travel by name only: plan bytes never hold pickled code. Rules that would
     make a plan keep state between executions, or push work into the Python source, are off.
@@ -54,13 +54,13 @@ def new_session(
         .set("datafusion.execution.skip_partial_aggregation_probe_ratio_threshold", "1.1")
     )
     session: SessionContext = SessionContext(config).with_python_udf_inlining(enabled=False)
-    for rule in (
-        # Would turn a lone count(distinct) into two levels of grouping, without partial states.
-        "single_distinct_aggregation_to_group_by",
-        # Filtering in the Python source is several times slower than in DataFusion.
-        "push_down_filter",
-    ):
-        session.remove_optimizer_rule(rule)
+    # Filtering in the Python source is several times slower than in DataFusion.
+    session.remove_optimizer_rule("push_down_filter")
+    if partitions > 1:
+        # Partial states must be those of the aggregates as they were written: these would turn a
+        # lone count(distinct) into two levels of grouping, and make one aggregate out of two.
+        session.remove_optimizer_rule("single_distinct_aggregation_to_group_by")
+        session.remove_optimizer_rule("common_sub_expression_eliminate")
     for udaf in udafs:
         session.register_udaf(udaf)
     for udf in udfs:

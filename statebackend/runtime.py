@@ -79,7 +79,7 @@ class IsolatedRuntime:
 
     def start(self) -> IsolatedRuntime:
         """Start the thread; raises ``RuntimeError`` if it was started before."""
-        if self._pid is not None:
+        if self._pid is not None or self._closing:
             raise RuntimeError(f"runtime {self.name!r} was started before")
         self._pid = os.getpid()
         self._loop.set_exception_handler(self._on_loop_error)
@@ -90,10 +90,10 @@ class IsolatedRuntime:
     def close(self, deadline_s: float = 30.0) -> None:
         """Refuse new work, finish what was handed over, stop and join every thread.
 
-        Background work is cancelled at once; other work that is not done after ``deadline_s`` seconds is cancelled too,
-        and whoever waits for it gets `StoreClosedError`. Raises ``TimeoutError`` naming the threads that are still
-        inside a blocking call about a second after the deadline; they end with the call or with the process. May be
-        called again, from any thread but the runtime's own.
+        Background work is cancelled at once, and its futures with it; other work that is not done after ``deadline_s``
+        seconds is cancelled too, and whoever waits for it gets `StoreClosedError`. Raises ``TimeoutError`` naming the
+        threads that are still inside a blocking call a few seconds after the deadline; they end with the call or with
+        the process. May be called again, from any thread but the runtime's own.
         """
         if self._pid is None:
             self._closing = True
@@ -218,7 +218,7 @@ class IsolatedRuntime:
         if not task.cancelled():
             error = task.exception()
             self._settle(result, None if error else task.result(), error)
-        elif self._closing:
+        elif self._closing and group is self._tasks:
             self._settle(result, None, StoreClosedError(f"runtime {self.name!r} was closed before this work was done"))
         else:
             result.cancel()
@@ -249,7 +249,7 @@ class IsolatedRuntime:
     # --- helpers ---
 
     def _inside(self) -> bool:
-        return threading.get_ident() == self._thread.ident and self._pid == os.getpid()
+        return threading.current_thread() is self._thread  # (not by ident: an ended thread's is given to a new one)
 
     def _refuse_fork(self) -> None:
         if self._pid != os.getpid():

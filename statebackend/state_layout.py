@@ -3,24 +3,27 @@
 For the common aggregates the columns, their names and their meaning are ours and have a version,
 so a state outlives a change inside DataFusion. Slot number i owns the columns ``a<i>_<part>``:
 
-========================================  ======================  =============================
-aggregate                                 parts                   merged by
-========================================  ======================  =============================
-count                                     count                   sum
-sum                                       sum                     sum
-min / max                                 min / max               min / max
-avg                                       count, sum              sum, sum
-bool_and, bool_or, bit_and/or/xor         the function's name     the function
-var, var_pop, stddev, stddev_pop          count, mean, m2         Chan's formula (DataFusion's)
-anything else, DISTINCT, ordered          s0, s1, ...             DataFusion's PartialReduce
-========================================  ======================  =============================
+==================================  ===================  ===============================
+aggregate                           parts                merged by
+==================================  ===================  ===============================
+count                               count                sum
+sum                                 sum                  sum
+min, max                            min or max           min or max
+avg                                 count, sum           sum, sum
+bool_and/or, bit_and/or/xor         the function's name  the function
+var, var_pop, stddev, stddev_pop    count, mean, m2      Chan's formula (DataFusion's)
+anything else, and DISTINCT         s0, s1, ...          DataFusion's PartialReduce
+==================================  ===================  ===============================
 
 ``mean`` is the arithmetic mean and ``m2`` the sum of squared distances from it. Opaque columns are
-DataFusion's own, by position; the fingerprint holds their schema.
+DataFusion's own, by position (also the fields of structs inside: it names some of them after
+columns of the plan); the fingerprint holds their schema, and for a sketch made of hashes
+its state over fixed values, so that another hash function is found out.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -31,7 +34,18 @@ from datafusion import functions as f
 from statebackend.aggregate_declaration import AggregateCall
 from statebackend.errors import UnsupportedAggregateError
 
-__all__ = ["LAYOUTS", "Layout", "SlotState", "arrange_state", "slot_name", "state_positions"]
+__all__ = [
+    "LAYOUTS",
+    "Layout",
+    "SlotState",
+    "arrange_state",
+    "positional_type",
+    "recast",
+    "slot_name",
+    "state_positions",
+]
+
+_HASHING = ("approx_distinct",)
 
 Merge = Callable[[Expr], Expr]
 
@@ -40,8 +54,8 @@ Merge = Callable[[Expr], Expr]
 class Layout:
     """Our own layout of one function. DO NOT CHANGE one without raising its version.
 
-    ``parts``: our part names to the names of DataFusion's state fields. ``merges``: the ordinary
-    aggregate that merges each part, or None when DataFusion's PartialReduce does.
+    ``parts``: our part names to the names of DataFusion's state fields.
+    ``merges``: the ordinary aggregate that merges each part, or None when PartialReduce does.
     """
 
     version: int
@@ -79,7 +93,8 @@ class SlotState:
     """The state columns of one slot.
 
     ``fields`` are ours, in our order; ``source`` the position of each among DataFusion's fields of
-    the slot. ``layout`` is None for an opaque state.
+    the slot. ``layout`` is None for an opaque state. ``sketch`` is the digest of the state over
+    fixed values, for functions that keep hashes.
     """
 
     slot: int
@@ -88,6 +103,7 @@ class SlotState:
     fields: tuple[pa.Field, ...]
     source: tuple[int, ...]
     layout: Layout | None
+    sketch: str
 
     @property
     def simple(self) -> bool:
@@ -122,18 +138,24 @@ class SlotState:
     def described(self) -> list[str]:
         """What must agree for stored states to be merged: part of the fingerprint."""
         kind = f"opaque {self.call.function}" if self.layout is None else f"own {self.layout.version}"
-        return [kind, *(f"{field.name}: {field.type}" for field in self.fields)]
+        return [kind, *(f"{field.name}: {field.type}" for field in self.fields), *filter(None, [self.sketch])]
 
 
-def arrange_state(slot: int, call: AggregateCall, result: pa.DataType, fields: Sequence[pa.Field]) -> SlotState:
-    """Choose the layout for DataFusion's state fields of one aggregate.
+def arrange_state(slot: int, call: AggregateCall, result: pa.DataType, states: pa.RecordBatch) -> SlotState:
+    """Choose the layout for DataFusion's states of one aggregate, given those over the fixed values.
 
     Raises `UnsupportedAggregateError` when DataFusion's fields are not those our layout expects.
     """
-    layout = None if call.distinct or call.order_by else LAYOUTS.get(call.function)
-    name = slot_name(slot)
+    layout = None if call.distinct else LAYOUTS.get(call.function)
+    name, fields = slot_name(slot), list(states.schema)
+    sketch = ""
+    if call.function in _HASHING:
+        values = sorted(repr(row) for row in zip(*(column.to_pylist() for column in states.columns), strict=True))
+        sketch = hashlib.sha256("".join(values).encode()).hexdigest()
     if layout is None:
-        renamed = tuple(pa.field(f"{name}_s{i}", field.type, field.nullable) for i, field in enumerate(fields))
+        renamed = tuple(
+            pa.field(f"{name}_s{i}", positional_type(field.type), field.nullable) for i, field in enumerate(fields)
+        )
         source = tuple(range(len(fields)))
     else:
         positions = {field.name: i for i, field in enumerate(fields)}
@@ -152,7 +174,7 @@ def arrange_state(slot: int, call: AggregateCall, result: pa.DataType, fields: S
             pa.field(f"{name}_{ours}", fields[at].type, fields[at].nullable)
             for ours, at in zip(layout.parts, source, strict=True)
         )
-    return SlotState(slot=slot, call=call, result=result, fields=renamed, source=source, layout=layout)
+    return SlotState(slot=slot, call=call, result=result, fields=renamed, source=source, layout=layout, sketch=sketch)
 
 
 def state_positions(keys: int, slots: Sequence[SlotState]) -> list[int]:
@@ -162,6 +184,29 @@ def state_positions(keys: int, slots: Sequence[SlotState]) -> list[int]:
         start = len(positions)
         positions += [start + at for at in slot.source]
     return positions
+
+
+def positional_type(kind: pa.DataType) -> pa.DataType:
+    """The type with the fields of its structs named by position."""
+    if pa.types.is_struct(kind):
+        return pa.struct([pa.field(f"s{i}", positional_type(f.type), f.nullable) for i, f in enumerate(kind)])
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(positional_type(kind.value_type)))
+    return kind
+
+
+def recast(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    """The array in a type of the same structure: struct fields by position, values cast where they differ."""
+    if array.type == kind:
+        return array
+    types = pa.types
+    if types.is_struct(array.type) and types.is_struct(kind):
+        children = [recast(array.field(i), f.type) for i, f in enumerate(kind)]
+        return pa.StructArray.from_arrays(children, fields=list(kind), mask=array.is_null())
+    if types.is_list(array.type) and types.is_list(kind):
+        values = recast(array.values, kind.value_type)
+        return pa.Array.from_buffers(kind, len(array), array.buffers()[:2], offset=array.offset, children=[values])
+    return array.cast(kind)
 
 
 def _column(field: pa.Field) -> Expr:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from statebackend.aggregate_declaration import Declaration
 from statebackend.backend import Checkpoint, Health, JobState
 from statebackend.cache import BlockCache, BlockReader
 from statebackend.compactor import Compactor
@@ -353,9 +354,12 @@ def _check_spec(
         old, new = getattr(known, field), getattr(wanted, field)
         if old != new:
             raise SchemaMismatchError(f"{url}: table {known.name!r} has {field} {_show(old)}, asked for {_show(new)}")
-    if known.aggregation != wanted.aggregation:
+    # Compared as values: the bytes of a type may differ between versions of Arrow.
+    old_states, new_states = _declaration(known), _declaration(wanted)
+    if old_states != new_states:
         raise SchemaMismatchError(
-            f"{url}: table {known.name!r} holds the states of {_functions(known)}, asked for {_functions(wanted)}"
+            f"{url}: table {known.name!r} holds the states of {_functions(old_states)}, "
+            f"asked for {_functions(new_states)}"
         )
     if fingerprint is not None and fingerprint != layout.fingerprint:
         raise SchemaMismatchError(
@@ -368,6 +372,11 @@ def _show(value: Any) -> str:
     return ", ".join(f"{f.name}: {f.type}" for f in value) if isinstance(value, pa.Schema) else repr(value)
 
 
-def _functions(spec: TableSpec) -> str:
-    aggregates = (spec.aggregation or {}).get("aggregates", [])
-    return ", ".join(f"{a.get('function')} as {a.get('name')}" for a in aggregates) or "no aggregation"
+def _declaration(spec: TableSpec) -> Declaration | None:
+    return None if spec.aggregation is None else Declaration.decode(spec.aggregation)
+
+
+def _functions(declaration: Declaration | None) -> str:
+    if declaration is None:
+        return "no aggregation"
+    return ", ".join(f"{declaration.calls[o.call].described()} as {o.name}" for o in declaration.outputs)
