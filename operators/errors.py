@@ -1,0 +1,97 @@
+"""The errors of the operators, cut by what the caller does next.
+
+::
+
+    OperatorError
+      SourceChangedError      an input is not the one that was read before: restore the file, or start afresh
+      SourceNotReplayableError  an input cannot be read again from a position: give it as a factory
+      BadInputError           an input cannot be read at all: mend or remove it; the message names it
+      BadEventTimeError       a null or far-future event time: filter the row out, or raise the limit
+      SchemaError             columns are missing or of another type: change the query or the data
+      UserFunctionError       a function of the user raised: mend it; its own error is the cause
+      JobMismatchError        the state directory belongs to another job (also a SchemaMismatchError)
+      SinkOccupiedError       the output directory holds the output of something else: use another one
+      OutputVanishedError     committed output is neither staged nor published: it was deleted by someone
+
+None of them loses anything: the last committed checkpoint stays as it is, and a job that is
+started again goes on from there. Every message names the object, what was expected and what was
+found. Wrong arguments are ``ValueError`` or ``TypeError``.
+"""
+
+from __future__ import annotations
+
+from statebackend import SchemaMismatchError
+
+__all__ = [
+    "BadEventTimeError",
+    "BadInputError",
+    "JobMismatchError",
+    "OperatorError",
+    "OutputVanishedError",
+    "SchemaError",
+    "SinkOccupiedError",
+    "SourceChangedError",
+    "SourceNotReplayableError",
+    "UserFunctionError",
+]
+
+
+class OperatorError(Exception):
+    """Base of every error that the operators raise on purpose."""
+
+
+class SourceChangedError(OperatorError):
+    """An input vanished, shrank, grew or was rewritten since it was listed or since the checkpoint."""
+
+    def __init__(self, name: str, *, expected: str, found: str) -> None:
+        super().__init__(f"{name}: the input changed: expected {expected}, found {found}")
+        self.name = name
+        self.expected = expected
+        self.found = found
+
+
+class SourceNotReplayableError(OperatorError):
+    """A one-shot input was asked to start at a position other than its beginning."""
+
+
+class BadInputError(OperatorError):
+    """An input that is not there, is empty where it must not be, or cannot be decoded."""
+
+
+class BadEventTimeError(OperatorError):
+    """An event time that is null or too far in the future.
+
+    ``position`` is where the batch lies in the source, ``row`` the row within that batch.
+    """
+
+    def __init__(self, source: str, *, position: object, row: int, value: object, reason: str) -> None:
+        super().__init__(f"{source}: {reason}: event time {value!r} in row {row} of the batch at {position!r}")
+        self.source = source
+        self.position = position
+        self.row = row
+        self.value = value
+
+
+class SchemaError(OperatorError):
+    """Columns are missing, or not of the type that was declared."""
+
+
+class UserFunctionError(OperatorError):
+    """A function given by the user raised; ``__cause__`` is its error."""
+
+    def __init__(self, operator_id: str, *, position: object, cause: BaseException) -> None:
+        super().__init__(f"{operator_id}: the user's function raised {cause!r} at {position!r}")
+        self.operator_id = operator_id
+        self.position = position
+
+
+class JobMismatchError(OperatorError, SchemaMismatchError):
+    """The state directory was written by a job with other operators."""
+
+
+class SinkOccupiedError(OperatorError):
+    """The output directory holds files that this job did not write."""
+
+
+class OutputVanishedError(OperatorError):
+    """A committed file is neither staged nor published: something else deleted it."""

@@ -1,0 +1,194 @@
+"""Parquet files as a bounded source with a position exact to the row.
+
+A thread of its own reads and decodes ahead of the job. A file is read in *units*: one row group,
+or several neighbouring ones that together hold at most ``batch_rows``. Each unit is cut into
+batches of ``batch_rows``; a batch never spans two units. Units follow from the footer alone, so
+restoring in the middle of a file skips the row groups before it without decoding them and meets
+the same boundaries.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from operators.errors import BadInputError, SchemaError
+from operators.sources.base import Position, SourceBatch
+from operators.sources.files import FileSet, InputFile, InputPath, ReadRange, path_text
+from operators.sources.readahead import ReadAhead
+
+__all__ = ["ParquetSource"]
+
+_MAGIC = b"PAR1"
+_TAIL_BYTES = 8
+_READ_AHEAD = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """Row groups that are read together: rows ``start`` to ``end`` of their file."""
+
+    groups: tuple[int, ...]
+    start: int
+    end: int
+
+
+class ParquetSource:
+    """The rows of Parquet files, in name order and in the order within each file.
+
+    Args:
+        path: a file, a directory (searched to any depth for ``*.parquet``, without what lies under a
+            component that starts with ``_`` or ``.``), a glob, or a list of files; local or any
+            fsspec URL. Hive partition columns in directory names are not added.
+        columns: the columns to read, in this order; all by default.
+        batch_rows: rows of a batch, at most. It may differ when a job is restored.
+        storage_options: passed to fsspec.
+
+    All files must have the same columns and types: `SchemaError` names both schemas otherwise. A file
+    that is missing, empty (0 bytes) or no Parquet file is a `BadInputError`, a file that changes a
+    `SourceChangedError`; a file without rows is fine.
+    """
+
+    def __init__(
+        self,
+        path: InputPath,
+        columns: Sequence[str] | None = None,
+        *,
+        batch_rows: int = 65_536,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        if batch_rows < 1:
+            raise ValueError(f"batch_rows must be at least 1, not {batch_rows}")
+        if columns is not None and not columns:
+            raise ValueError("columns must name at least one column")
+        self._path = path_text(path)
+        self._columns = None if columns is None else list(columns)
+        self._batch_rows = batch_rows
+        self._set = FileSet(path, suffix=".parquet", fingerprint=_footer_fingerprint, storage_options=storage_options)
+        self._units: list[list[_Unit]] = []
+        self._rows: list[int] = []
+        schemas = [self._read_footer(file) for file in self._set.files]
+        self._schema = schemas[0]
+        for file, schema in zip(self._set.files, schemas, strict=True):
+            if not schema.equals(self._schema):
+                first = self._set.files[0].path
+                raise SchemaError(f"{file.path} has columns\n{schema}\nbut {first} has\n{self._schema}")
+        self._reader: ReadAhead[SourceBatch] | None = None
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The schema of every batch."""
+        return self._schema
+
+    @property
+    def total_rows(self) -> int:
+        """Rows of all files, from their footers."""
+        return sum(self._rows)
+
+    def describe(self) -> Mapping[str, Any]:
+        """Path and schema; a job is restored only with the same ones."""
+        return {"kind": "parquet", "path": self._path, "schema": self._schema.to_string()}
+
+    def open(self, position: Position | None) -> None:
+        """Start the reading thread at a position (None: the first row)."""
+        self.close()
+        index, offset, rows = (0, 0, 0) if position is None else self._set.resume(position)
+        self._reader = ReadAhead(self._read(index, offset, rows), depth=_READ_AHEAD, name="parquet-source")
+
+    def poll(self) -> SourceBatch | None:
+        """The next batch, None at the end."""
+        if self._reader is None:
+            raise RuntimeError(f"the source over {self._path} is not open")
+        return self._reader.next()
+
+    def close(self) -> None:
+        """Stop the reading thread and close its file."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    def _read(self, index: int, offset: int, rows: int) -> Generator[SourceBatch, None, None]:
+        for i in range(index, len(self._set.files)):
+            for batch, end in self._read_file(i, offset):
+                rows += batch.num_rows
+                yield SourceBatch(batch, self._set.position(i, end, rows))
+            offset = 0
+
+    def _read_file(self, index: int, offset: int) -> Generator[tuple[pa.RecordBatch, int], None, None]:
+        """Batches from row ``offset`` on, each with the row after it."""
+        units = [u for u in self._units[index] if u.end > offset]
+        if not units:
+            return
+        self._set.verify(index)
+        try:
+            with self._open_file(self._set.files[index]) as file:
+                for unit in units:
+                    at = unit.start
+                    for batch in file.iter_batches(self._batch_rows, row_groups=unit.groups, columns=self._columns):
+                        skip = max(0, offset - at)
+                        at += batch.num_rows
+                        if at <= offset:
+                            continue
+                        if at == self._rows[index]:
+                            self._set.verify(index)
+                        columns = [batch.column(name) for name in self._schema.names]
+                        yield pa.RecordBatch.from_arrays(columns, schema=self._schema).slice(skip), at
+        except (OSError, pa.ArrowException) as e:
+            self._set.verify(index)  # the likelier reason, and the better message
+            raise BadInputError(f"{self._set.files[index].path}: cannot be read: {e}") from e
+
+    def _read_footer(self, file: InputFile) -> pa.Schema:
+        """Remember the units of a file; returns the schema of the columns that are read from it."""
+        try:
+            with self._open_file(file) as opened:
+                schema, metadata = opened.schema_arrow, opened.metadata
+                rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        except (OSError, pa.ArrowException) as e:
+            raise BadInputError(f"{file.path}: not a Parquet file that can be read: {e}") from e
+        names = schema.names if self._columns is None else self._columns
+        if missing := [n for n in names if schema.get_field_index(n) < 0]:
+            raise SchemaError(f"{file.path}: no single column {missing} among {schema.names}")
+        self._units.append(_units(rows, self._batch_rows))
+        self._rows.append(sum(rows))
+        fields = [schema.field(n) for n in names]
+        return pa.schema([pa.field(f.name, f.type, f.nullable) for f in fields])
+
+    @contextlib.contextmanager
+    def _open_file(self, file: InputFile) -> Iterator[pq.ParquetFile]:
+        # Never memory-mapped: truncating a mapped file kills the process instead of raising an error.
+        if self._set.local:
+            with pq.ParquetFile(file.path) as opened:
+                yield opened
+        else:
+            with self._set.fs.open(file.path, "rb") as raw, pq.ParquetFile(raw, pre_buffer=True) as opened:
+                yield opened
+
+
+def _units(group_rows: Sequence[int], batch_rows: int) -> list[_Unit]:
+    units: list[_Unit] = []
+    at = 0
+    for group, rows in enumerate(group_rows):
+        last = units[-1] if units else None
+        if last is not None and at + rows - last.start <= batch_rows:
+            units[-1] = _Unit((*last.groups, group), last.start, at + rows)
+        else:
+            units.append(_Unit((group,), at, at + rows))
+        at += rows
+    return [u for u in units if u.end > u.start]
+
+
+def _footer_fingerprint(read: ReadRange, size: int) -> int:
+    """Fingerprint of the footer, which holds the place, size and statistics of every column chunk."""
+    if size == 0:
+        raise ValueError("an empty file (0 bytes) is not a Parquet file")
+    tail = read(max(0, size - _TAIL_BYTES), size)
+    length = int.from_bytes(tail[:4], "little")
+    if tail[4:] != _MAGIC or length + _TAIL_BYTES > size:
+        raise ValueError(f"not a Parquet file: it ends in {tail[-4:]!r} instead of {_MAGIC!r}")
+    return xxhash.xxh3_64_intdigest(read(size - _TAIL_BYTES - length, size))

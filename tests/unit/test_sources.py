@@ -1,0 +1,525 @@
+"""Sources: positions are exact, boundaries deterministic, and a changed input is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import msgpack
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+import pytest
+
+from operators.errors import BadInputError, SchemaError, SourceChangedError, SourceNotReplayableError
+from operators.sources import CsvSource, IterableSource, ParquetSource, Source, SourceBatch
+from operators.sources.readahead import ReadAhead
+
+
+def numbers(start: int, rows: int) -> pa.Table:
+    """Rows that tell their own place; some values are null."""
+    ids = np.arange(start, start + rows)
+    names = [None if i % 7 == 0 else f"name {i}" for i in ids]
+    return pa.table({"id": pa.array(ids, pa.int64()), "name": pa.array(names, pa.string()), "half": ids / 2})
+
+
+def drain(source: Source, position: Any = None) -> list[SourceBatch]:
+    source.open(position)
+    try:
+        return list(iter(source.poll, None))
+    finally:
+        source.close()
+
+
+def rows_of(batches: list[SourceBatch], schema: pa.Schema) -> list[dict[str, Any]]:
+    return pa.Table.from_batches([b.batch for b in batches], schema).to_pylist()
+
+
+def through_msgpack(position: Any) -> Any:
+    return msgpack.unpackb(msgpack.packb(position))
+
+
+@pytest.fixture
+def parquet_dir(tmp_path: Path) -> Path:
+    """Three files of 1000, 0 and 777 rows, in row groups of 300 rows."""
+    root = tmp_path / "in"
+    root.mkdir()
+    for name, start, rows in (("a.parquet", 0, 1000), ("b.parquet", 1000, 0), ("c.parquet", 1000, 777)):
+        pq.write_table(numbers(start, rows), root / name, row_group_size=300)
+    return root
+
+
+@pytest.fixture
+def csv_dir(tmp_path: Path) -> Path:
+    root = tmp_path / "in"
+    root.mkdir()
+    for name, start, rows in (("a.csv", 0, 1000), ("b.csv", 1000, 0), ("c.csv", 1000, 777)):
+        pacsv.write_csv(numbers(start, rows), root / name)
+    return root
+
+
+# --- every file source -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_rows", [1000, 300, 128, 7])
+def test_a_parquet_source_restored_at_any_position_continues_with_the_same_batches(
+    parquet_dir: Path, batch_rows: int
+) -> None:
+    full = drain(ParquetSource(parquet_dir, batch_rows=batch_rows))
+    schema = ParquetSource(parquet_dir).schema
+    assert [r["id"] for r in rows_of(full, schema)] == list(range(1777))
+    for i in range(0, len(full), 1 + len(full) // 12):
+        rest = drain(ParquetSource(parquet_dir, batch_rows=batch_rows), through_msgpack(full[i].position))
+        assert [b.position for b in rest] == [b.position for b in full[i + 1 :]]
+        assert all(x.batch.equals(y.batch) for x, y in zip(rest, full[i + 1 :], strict=True))
+
+
+def test_a_parquet_position_holds_when_the_batch_size_changes(parquet_dir: Path) -> None:
+    full = drain(ParquetSource(parquet_dir, batch_rows=70))
+    for i, batch_rows in itertools.product(range(0, len(full), 4), (1, 64, 5000)):
+        source = ParquetSource(parquet_dir, batch_rows=batch_rows)
+        ids = [r["id"] for r in rows_of(drain(source, full[i].position), source.schema)]
+        assert ids == list(range(full[i].position["rows"], 1777))
+
+
+@pytest.mark.parametrize("block_bytes", [1, 100, 1 << 20])
+def test_a_csv_source_restored_at_any_position_continues_with_the_same_batches(csv_dir: Path, block_bytes: int) -> None:
+    full = drain(CsvSource(csv_dir, block_bytes=block_bytes))
+    source = CsvSource(csv_dir)
+    assert rows_of(full, source.schema) == numbers(0, 1777).to_pylist()
+    for i in range(0, len(full), 1 + len(full) // 3):
+        rest = drain(CsvSource(csv_dir, block_bytes=block_bytes), through_msgpack(full[i].position))
+        assert [b.position for b in rest] == [b.position for b in full[i + 1 :]]
+        assert all(x.batch.equals(y.batch) for x, y in zip(rest, full[i + 1 :], strict=True))
+
+
+def make(kind: str, path: Any, **options: Any) -> Source:
+    if kind == "parquet":
+        return ParquetSource(path, batch_rows=100, **options)
+    return CsvSource(path, block_bytes=1000, **options)
+
+
+def write(kind: str, path: Path, table: pa.Table) -> None:
+    pq.write_table(table, path, row_group_size=300) if kind == "parquet" else pacsv.write_csv(table, path)
+
+
+@pytest.fixture(params=["parquet", "csv"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def root(kind: str, tmp_path: Path) -> Path:
+    """Three files of 500 rows each."""
+    directory = tmp_path / kind
+    directory.mkdir()
+    for i, name in enumerate("abc"):
+        write(kind, directory / f"{name}.{kind}", numbers(500 * i, 500))
+    return directory
+
+
+def position_in(kind: str, root: Path, name: str) -> Any:
+    """A position half-way through one of the files."""
+    positions = [b.position for b in drain(make(kind, root)) if b.position["file"].startswith(name)]
+    return positions[len(positions) // 2]
+
+
+def test_a_position_holds_for_a_copy_of_the_input(kind: str, root: Path, tmp_path: Path) -> None:
+    position = position_in(kind, root, "b")
+    shutil.copytree(root, tmp_path / "copy")
+    assert [b.position for b in drain(make(kind, tmp_path / "copy"), position)] == [
+        b.position for b in drain(make(kind, root), position)
+    ]
+
+
+def test_files_after_the_position_may_come_and_go(kind: str, root: Path) -> None:
+    position = position_in(kind, root, "b")
+    (root / f"c.{kind}").unlink()
+    write(kind, root / f"d.{kind}", numbers(1000, 3))
+    source = make(kind, root)
+    assert rows_of(drain(source, position), source.schema)[-3:] == numbers(1000, 3).to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda root, kind: (root / f"b.{kind}").unlink(), "b."),
+        (lambda root, kind: write(kind, root / f"b.{kind}", numbers(500, 499)), "b."),
+        (lambda root, kind: write(kind, root / f"b.{kind}", numbers(500, 501)), "b."),
+        (lambda root, kind: write(kind, root / f"b.{kind}", numbers(501, 500)), "b."),
+        (lambda root, kind: write(kind, root / f"a.{kind}", numbers(1, 500)), "a."),
+        (lambda root, kind: (root / f"a.{kind}").unlink(), "before 'b."),
+        (lambda root, kind: write(kind, root / f"aa.{kind}", numbers(0, 5)), "aa."),
+    ],
+    ids=["vanished", "shrank", "grew", "replaced", "finished replaced", "finished vanished", "appeared before"],
+)
+def test_an_input_that_changed_since_the_checkpoint_is_refused_by_name(
+    kind: str, root: Path, change: Any, named: str
+) -> None:
+    position = position_in(kind, root, "b")
+    change(root, kind)
+    with pytest.raises(SourceChangedError, match=named.replace(".", r"\.")):
+        make(kind, root).open(position)
+
+
+def change_file(kind: str, victim: Path, change: str) -> None:
+    if change == "vanish":
+        victim.unlink()
+    elif change == "grow":
+        with victim.open("ab") as f:
+            f.write(b"1,2,3\n")
+    elif change == "replace":
+        write(kind, victim, numbers(4001, 4000))
+    else:
+        os.truncate(victim, 1000)
+
+
+def read_while_changing(source: Source, seen: list[SourceBatch], at: int, change: Callable[[], None]) -> None:
+    """Read everything; make the change after ``at`` rows."""
+    source.open(None)
+    with contextlib.closing(source):
+        while (batch := source.poll()) is not None:
+            seen.append(batch)
+            if batch.position["rows"] == at:
+                change()
+
+
+@pytest.mark.parametrize("change", ["vanish", "grow", "replace", "truncate"])
+@pytest.mark.parametrize("when", ["before its first row", "half-way"])
+def test_an_input_that_changes_while_it_is_read_is_an_error_that_names_it(
+    kind: str, tmp_path: Path, change: str, when: str
+) -> None:
+    root = tmp_path
+    for i, name in enumerate("abc"):
+        table = numbers(4000 * i, 4000)
+        if kind == "parquet":
+            pq.write_table(table, root / f"{name}.{kind}", row_group_size=100)
+        else:
+            write(kind, root / f"{name}.{kind}", table)
+    victim = root / f"b.{kind}"
+    positions = [b.position for b in drain(make(kind, root))]
+    in_victim = [p["rows"] for p in positions if p["file"] == victim.name]
+    at = positions[0]["rows"] if when == "before its first row" else in_victim[len(in_victim) // 2]
+    seen: list[SourceBatch] = []
+    with pytest.raises(SourceChangedError, match=re.escape(str(victim))):
+        read_while_changing(make(kind, root), seen, at, lambda: change_file(kind, victim, change))
+    # Everything before the bad file was read; the end of the bad one never was.
+    assert 4000 <= seen[-1].position["rows"] < 8000
+
+
+def test_names_order_a_list_and_hidden_files_of_a_directory_are_no_data(kind: str, root: Path) -> None:
+    (root / "_staging").mkdir()
+    write(kind, root / "_staging" / f"x.{kind}", numbers(0, 9))
+    write(kind, root / f".hidden.{kind}", numbers(0, 9))
+    (root / "sub").mkdir()
+    write(kind, root / "sub" / f"d.{kind}", numbers(1500, 9))
+    source = make(kind, root)
+    assert [r["id"] for r in rows_of(drain(source), source.schema)] == list(range(1509))
+    listed = make(kind, [root / f"b.{kind}", root / f"a.{kind}"])
+    assert [r["id"] for r in rows_of(drain(listed), listed.schema)] == list(range(1000))
+    matched = make(kind, f"{root}/[bc].{kind}")
+    assert [r["id"] for r in rows_of(drain(matched), matched.schema)] == list(range(500, 1500))
+
+
+def test_a_source_reads_any_fsspec_filesystem(kind: str, root: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.put(str(root), f"/sources/{kind}", recursive=True)
+    try:
+        source = make(kind, f"memory://sources/{kind}")
+        full = drain(source)
+        assert rows_of(full, source.schema) == numbers(0, 1500).to_pylist()
+        assert len(drain(source, full[3].position)) == len(full) - 4
+        memory.rm(f"/sources/{kind}/b.{kind}")
+        with pytest.raises(SourceChangedError, match="b"):
+            make(kind, f"memory://sources/{kind}").open(full[-1].position)
+    finally:
+        memory.rm("/sources", recursive=True)
+
+
+def test_missing_and_empty_inputs_are_named(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match="nothing"):
+        make(kind, tmp_path / f"nothing.{kind}")
+    with pytest.raises(BadInputError, match=f"no \\*.{kind} file"):
+        make(kind, tmp_path)
+    (tmp_path / f"empty.{kind}").touch()
+    with pytest.raises(BadInputError, match=rf"empty\.{kind}.*0 bytes"):
+        make(kind, tmp_path)
+
+
+def test_a_closed_source_stops_its_thread_and_can_be_opened_again(kind: str, root: Path) -> None:
+    source = make(kind, root)
+    source.open(None)
+    first = source.poll()
+    source.close()
+    source.close()
+    assert not [t for t in threading.enumerate() if t.name == f"{kind}-source"]
+    with pytest.raises(RuntimeError, match="not open"):
+        source.poll()
+    source.open(None)
+    again = source.poll()
+    assert first is not None
+    assert again is not None
+    assert again.batch.equals(first.batch)
+    source.close()
+
+
+# --- Parquet -----------------------------------------------------------------------------------------------------
+
+
+def test_a_parquet_source_knows_its_size_and_describes_itself(parquet_dir: Path) -> None:
+    source = ParquetSource(parquet_dir, columns=["half", "id"])
+    assert source.total_rows == 1777
+    assert source.schema == pa.schema([("half", pa.float64()), ("id", pa.int64())])
+    assert source.describe()["path"] == str(parquet_dir)
+    msgpack.packb(source.describe())
+    assert all(b.batch.schema.equals(source.schema, check_metadata=True) for b in drain(source))
+
+
+def test_restoring_a_parquet_source_decodes_no_row_group_before_the_position(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pq.write_table(numbers(0, 1000), tmp_path / "a.parquet", row_group_size=100)
+    full = drain(ParquetSource(tmp_path, batch_rows=100))
+    decoded: list[int] = []
+    original = pq.ParquetFile.iter_batches
+
+    def spy(self: Any, *args: Any, **kwargs: Any) -> Any:
+        decoded.extend(kwargs["row_groups"])
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", spy)
+    drain(ParquetSource(tmp_path, batch_rows=100), full[6].position)
+    assert decoded == [7, 8, 9]
+
+
+def test_parquet_files_with_other_columns_are_refused_with_both_schemas(parquet_dir: Path) -> None:
+    pq.write_table(pa.table({"id": ["text"]}), parquet_dir / "d.parquet")
+    with pytest.raises(SchemaError, match=r"(?s)d\.parquet.*id: string.*a\.parquet.*id: int64"):
+        ParquetSource(parquet_dir)
+    with pytest.raises(SchemaError, match=r"d\.parquet.*nothing"):
+        ParquetSource(parquet_dir / "d.parquet", columns=["nothing"])
+
+
+def test_a_file_that_is_no_parquet_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "text.parquet").write_text("a,b\n1,2\n")
+    with pytest.raises(BadInputError, match=r"text\.parquet"):
+        ParquetSource(tmp_path)
+
+
+def test_damaged_parquet_pages_are_an_error_that_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(numbers(0, 5000), path, compression="zstd")
+    data = bytearray(path.read_bytes())
+    data[4:2000] = bytes(1996)
+    path.write_bytes(data)
+    with pytest.raises(BadInputError, match=r"a\.parquet"):
+        drain(ParquetSource(path))
+
+
+def test_small_row_groups_are_read_together(tmp_path: Path) -> None:
+    pq.write_table(numbers(0, 1000), tmp_path / "a.parquet", row_group_size=10)
+    assert [b.batch.num_rows for b in drain(ParquetSource(tmp_path, batch_rows=400))] == [400, 400, 200]
+
+
+# --- CSV ---------------------------------------------------------------------------------------------------------
+
+
+def test_csv_types_are_declared_or_inferred_once(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('id,when,note,empty\n1,2013-01-01 05:15:00,NA,\n2,2013-01-01 05:16:00,"",\n')
+    inferred = CsvSource(tmp_path)
+    assert inferred.schema.types == [pa.int64(), pa.timestamp("s"), pa.string(), pa.string()]
+    assert rows_of(drain(inferred), inferred.schema)[1]["note"] == ""
+    assert rows_of(drain(inferred), inferred.schema)[0]["note"] is None
+    declared = CsvSource(tmp_path, schema=pa.schema([("when", pa.timestamp("ms")), ("id", pa.int32())]))
+    assert [b.batch.schema for b in drain(declared)] == [declared.schema]
+    assert "timestamp[ms]" in declared.describe()["schema"]
+
+
+def test_a_csv_value_of_another_type_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    rows = "".join(f"{i}\n" for i in range(100))
+    (tmp_path / "a.csv").write_text(f"id\n{rows}")
+    (tmp_path / "b.csv").write_text("id\nseven\n")
+    source = CsvSource(tmp_path)
+    source.open(None)
+    assert source.poll() is not None
+    with pytest.raises(BadInputError, match=r"b\.csv.*byte 3.*seven"):
+        source.poll()
+    source.close()
+
+
+def test_csv_headers_must_agree(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,name\n1,x\n")
+    (tmp_path / "b.csv").write_text("name,id\nx,1\n")
+    with pytest.raises(SchemaError, match=r"b\.csv.*'name', 'id'.*'id', 'name'"):
+        CsvSource(tmp_path)
+    schema = pa.schema([("id", pa.int64())])
+    source = CsvSource(tmp_path, schema=schema)
+    assert rows_of(drain(source), schema) == [{"id": 1}, {"id": 1}]
+    with pytest.raises(SchemaError, match=r"a\.csv.*other"):
+        CsvSource(tmp_path, schema=pa.schema([("other", pa.int64())]))
+    (tmp_path / "c.csv").write_text("id,id\n1,1\n")
+    with pytest.raises(SchemaError, match=r"c\.csv.*twice"):
+        CsvSource(tmp_path, schema=schema)
+
+
+@pytest.mark.parametrize("block_bytes", [1, 9, 1 << 20])
+def test_csv_values_may_hold_line_breaks_when_asked(tmp_path: Path, block_bytes: int) -> None:
+    expected = [{"id": i, "text": f'line "one"\nline {i}\n'} for i in range(20)]
+    pacsv.write_csv(pa.Table.from_pylist(expected), tmp_path / "a.csv")
+    source = CsvSource(tmp_path, newlines_in_values=True, block_bytes=block_bytes)
+    assert rows_of(drain(source), source.schema) == expected
+
+
+@pytest.mark.parametrize("text", ["id,name", "id,name\n", "\ufeffid,name\r\n", "\r\nid,name\n\n\n"])
+def test_a_csv_file_with_only_a_header_has_no_rows(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.csv").write_bytes(text.encode())
+    source = CsvSource(tmp_path)
+    assert source.schema.names == ["id", "name"]
+    assert drain(source) == []
+    (tmp_path / "b.csv").write_text("id,name\n1,last line without a break")
+    assert rows_of(drain(CsvSource(tmp_path)), CsvSource(tmp_path).schema) == [
+        {"id": 1, "name": "last line without a break"}
+    ]
+
+
+def test_a_csv_file_of_blank_lines_has_no_header(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("\n\n")
+    with pytest.raises(BadInputError, match=r"a\.csv.*header"):
+        CsvSource(tmp_path)
+
+
+# --- iterables ---------------------------------------------------------------------------------------------------
+
+BATCHES = [numbers(10 * i, 10).to_batches()[0] for i in range(6)]
+
+
+def seeking(start: int) -> list[pa.RecordBatch]:
+    return BATCHES[start:]
+
+
+@pytest.mark.parametrize(
+    "replayable",
+    [pa.Table.from_batches(BATCHES), BATCHES, tuple(BATCHES), lambda: iter(BATCHES), lambda: BATCHES, seeking],
+    ids=["table", "list", "tuple", "generator factory", "list factory", "seeking factory"],
+)
+def test_a_replayable_iterable_restores_at_every_batch(replayable: Any) -> None:
+    full = drain(IterableSource(replayable))
+    assert [b.batch for b in full] == BATCHES
+    for i, batch in enumerate(full):
+        rest = drain(IterableSource(replayable, schema=BATCHES[0].schema), through_msgpack(batch.position))
+        assert [b.batch for b in rest] == BATCHES[i + 1 :]
+        assert [b.position for b in rest] == [b.position for b in full[i + 1 :]]
+
+
+def test_a_seeking_factory_is_asked_for_the_batch_only() -> None:
+    asked: list[int] = []
+
+    def factory(start: int) -> list[pa.RecordBatch]:
+        asked.append(start)
+        return BATCHES[start:]
+
+    source = IterableSource(factory, schema=BATCHES[0].schema)
+    drain(source, {"batches": 4, "rows": 40})
+    assert asked == [4]
+
+
+@pytest.mark.parametrize(
+    "once",
+    [lambda: iter(BATCHES), lambda: pa.RecordBatchReader.from_batches(BATCHES[0].schema, BATCHES)],
+    ids=["iterator", "reader"],
+)
+def test_a_one_shot_iterator_is_read_once_and_never_restored(once: Any) -> None:
+    source = IterableSource(once())
+    assert source.total_rows is None
+    assert [b.batch for b in drain(source)] == BATCHES
+    with pytest.raises(SourceNotReplayableError, match="second time"):
+        source.open(None)
+    with pytest.raises(SourceNotReplayableError, match="start at batch 2"):
+        IterableSource(once()).open({"batches": 2, "rows": 20})
+
+
+def test_a_factory_that_supplies_other_rows_is_refused() -> None:
+    with pytest.raises(SourceChangedError, match="40 rows in 3 batches"):
+        IterableSource(BATCHES).open({"batches": 3, "rows": 40})
+    with pytest.raises(SourceChangedError, match="60 rows in 6 batches"):
+        IterableSource(BATCHES).open({"batches": 7, "rows": 70})
+
+
+def test_a_batch_with_other_columns_or_no_batch_at_all_is_refused() -> None:
+    other = pa.RecordBatch.from_pydict({"id": ["text"]})
+    source = IterableSource([BATCHES[0], other])
+    source.open(None)
+    assert source.poll() is not None
+    with pytest.raises(SchemaError, match=r"(?s)batch 1 .*id: string.*id: int64"):
+        source.poll()
+    with pytest.raises(BadInputError, match="schema"):
+        IterableSource(list)
+    with pytest.raises(TypeError, match=r"batch 0 .*dict"):
+        drain(IterableSource([{"id": 1}], schema=other.schema))
+    with pytest.raises(TypeError, match="int"):
+        IterableSource(7)  # type: ignore[arg-type]
+    assert drain(IterableSource(list, schema=other.schema)) == []
+
+
+def test_an_error_of_the_users_iterator_passes_through_with_a_note() -> None:
+    def failing() -> Any:
+        yield BATCHES[0]
+        raise KeyError("mine")
+
+    source = IterableSource(failing)
+    source.open(None)
+    source.poll()
+    with pytest.raises(KeyError, match="mine") as caught:
+        source.poll()
+    assert "batch 1" in caught.value.__notes__[0]
+
+
+# --- read-ahead --------------------------------------------------------------------------------------------------
+
+
+def test_read_ahead_is_bounded_and_ordered_and_hands_over_errors_last() -> None:
+    made: list[int] = []
+
+    def items() -> Any:
+        for i in range(10):
+            made.append(i)
+            yield i
+        raise ValueError("the end")
+
+    ahead = ReadAhead(items(), depth=2, name="test")
+    deadline = time.monotonic() + 5
+    while len(made) < 3 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    time.sleep(0.02)
+    assert made == [0, 1, 2]
+    assert [ahead.next() for _ in range(10)] == list(range(10))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="the end"):
+            ahead.next()
+    ahead.close()
+
+
+def test_closing_a_read_ahead_closes_its_iterator() -> None:
+    closed = threading.Event()
+
+    def items() -> Any:
+        try:
+            while True:
+                yield 0
+        finally:
+            closed.set()
+
+    ahead = ReadAhead(items(), depth=1, name="test")
+    ahead.next()
+    ahead.close()
+    assert closed.is_set()
