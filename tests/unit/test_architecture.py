@@ -14,7 +14,12 @@ import statebackend
 
 ROOT = Path(__file__).resolve().parents[2]
 DOORS = {
-    ("statebackend", "fsspec"): {"objectstore"},
+    ("statebackend", "fsspec"): {"objectstore", "objectstore_s3"},
+    ("statebackend", "aiobotocore"): {"objectstore_s3"},
+    ("statebackend", "aiohttp"): {"objectstore_s3"},
+    ("statebackend", "botocore"): {"objectstore_s3"},
+    ("statebackend", "obstore"): {"objectstore_obstore"},
+    ("statebackend", "slatedb"): {"slatedb_backend"},
     ("statebackend", "msgpack"): {"format"},
     ("statebackend", "datafusion"): {
         "accumulators", "aggregate_declaration", "aggregate_expressions", "aggregate_merge", "plan_surgery", "prepared",

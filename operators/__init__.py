@@ -1,0 +1,51 @@
+"""Streaming operators on DataFusion whose state survives a crash.
+
+General layout, from the ground up (each module imports only from those above it)::
+
+    errors                        the error tree
+    sources  sinks                where batches come from and go to
+    windows  watermark            pure event-time logic
+    engine                        stateless verbs as one prepared plan
+    runtime  window_aggregate     what runs, batch by batch
+    graph  pipeline               what the user built, and how it becomes what runs
+    report  checkpoint  job       the run: barriers, commits, the loop
+    stream  context               the user's face
+"""
+
+from operators.context import StreamContext
+from operators.errors import (
+    BadEventTimeError,
+    BadInputError,
+    JobMismatchError,
+    OperatorError,
+    OutputVanishedError,
+    SchemaError,
+    SinkOccupiedError,
+    SourceChangedError,
+    SourceNotReplayableError,
+    UserFunctionError,
+)
+from operators.job import Job
+from operators.report import CheckpointStats, JobOutcome, JobProgress, JobResult, OperatorStats
+from operators.stream import DataStream
+
+__all__ = [
+    "BadEventTimeError",
+    "BadInputError",
+    "CheckpointStats",
+    "DataStream",
+    "Job",
+    "JobMismatchError",
+    "JobOutcome",
+    "JobProgress",
+    "JobResult",
+    "OperatorError",
+    "OperatorStats",
+    "OutputVanishedError",
+    "SchemaError",
+    "SinkOccupiedError",
+    "SourceChangedError",
+    "SourceNotReplayableError",
+    "StreamContext",
+    "UserFunctionError",
+]

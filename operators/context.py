@@ -1,0 +1,218 @@
+"""`StreamContext`: where streams begin, and from where they are run."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import PurePath
+from typing import Any
+
+from datafusion import AggregateUDF
+
+from operators.checkpoint import Hook
+from operators.errors import SchemaError
+from operators.graph import Graph, Port, SourceNode, derived_id
+from operators.job import Job, JobSettings, ProgressCallback
+from operators.report import JobResult
+from operators.sources import CsvSource, IterableSource, ParquetSource, Source
+from operators.stream import DataStream
+from operators.watermark import BadEventTime, EventTimeColumn, EventTimeSpec
+from operators.windows import Duration, milliseconds
+from statebackend import MemoryStateBackend, StateBackend, open_backend
+
+__all__ = ["StreamContext"]
+
+_DAY = timedelta(days=1)
+
+
+class StreamContext:
+    """A job under construction: sources, streams, sinks, and where its state lives.
+
+    Args:
+        name: of the job; part of its identity in the state directory.
+        state: URL or path of the state store, a `StateBackend` (which stays open), or None to keep the
+            state in memory.
+        checkpoint_interval: seconds or a timedelta between checkpoints; None: on demand and at the end.
+        tolerable_checkpoint_failures: so many may fail in a row before the job does.
+        worker_threads: threads that aggregate while the job reads; the number of cores, at most 4.
+        accept_plan_changes: restore although operators were added or removed (see `JobMismatchError`).
+        handle_signals: SIGINT and SIGTERM stop the job gracefully when it runs in the main thread.
+        udafs: Python aggregate functions that windows use.
+        clock: wall-clock time in seconds since the epoch, for the limit on future event times.
+        hook: called with the name of each step of the checkpoint protocol, for tests.
+    """
+
+    def __init__(
+        self,
+        name: str = "job",
+        *,
+        state: str | os.PathLike[str] | StateBackend | None = None,
+        checkpoint_interval: float | timedelta | None = 1.0,
+        tolerable_checkpoint_failures: int = 3,
+        worker_threads: int | None = None,
+        accept_plan_changes: bool = False,
+        handle_signals: bool = True,
+        udafs: Sequence[AggregateUDF] = (),
+        clock: Callable[[], float] = time.time,
+        hook: Hook | None = None,
+    ) -> None:
+        interval = checkpoint_interval
+        if isinstance(interval, timedelta):
+            interval = interval.total_seconds()
+        self.name = name
+        self.graph = Graph()
+        self.udafs = tuple(udafs)
+        self._state = state
+        threads = {} if worker_threads is None else {"worker_threads": worker_threads}
+        self._settings = JobSettings(
+            checkpoint_interval_s=interval,
+            tolerable_checkpoint_failures=tolerable_checkpoint_failures,
+            accept_plan_changes=accept_plan_changes,
+            handle_signals=handle_signals,
+            clock=clock,
+            hook=hook,
+            **threads,
+        )
+
+    # -- sources
+
+    def from_source(
+        self,
+        source: Source,
+        *,
+        event_time: str | None = None,
+        max_disorder: Duration = 0,
+        future_limit: Duration | None = _DAY,
+        on_bad_event_time: str = "error",
+        name: str | None = None,
+    ) -> DataStream:
+        """A stream from any source.
+
+        ``event_time`` names a timestamp or date column; without it the stream has no windows.
+        ``max_disorder``: how far behind the latest event time a row may come and not be late.
+        ``future_limit``: a time further ahead of the clock is bad, None for no limit. A row whose
+        time is bad or null is an error, or with ``on_bad_event_time="drop"`` left out, or with
+        ``"divert"`` found in `DataStream.bad_rows`.
+
+        Raises `SchemaError` if the event time column is missing or no time.
+        """
+        return self._read(
+            source, ("source", type(source).__name__), event_time, max_disorder, future_limit, on_bad_event_time, name
+        )
+
+    def from_batches(
+        self,
+        batches: Any,
+        schema: Any = None,
+        *,
+        event_time: str | None = None,
+        max_disorder: Duration = 0,
+        future_limit: Duration | None = _DAY,
+        on_bad_event_time: str = "error",
+        name: str | None = None,
+    ) -> DataStream:
+        """A stream of record batches from Python; see `operators.sources.IterableSource` and `from_source`."""
+        source = IterableSource(batches, schema)
+        return self._read(source, ("batches",), event_time, max_disorder, future_limit, on_bad_event_time, name)
+
+    def read_parquet(
+        self,
+        path: Any,
+        *,
+        event_time: str | None = None,
+        max_disorder: Duration = 0,
+        future_limit: Duration | None = _DAY,
+        on_bad_event_time: str = "error",
+        name: str | None = None,
+        **options: Any,
+    ) -> DataStream:
+        """A stream of Parquet files; ``options`` as for `operators.sources.ParquetSource`, see also `from_source`."""
+        source = ParquetSource(path, **options)
+        words = ("parquet", _path_word(path))
+        return self._read(source, words, event_time, max_disorder, future_limit, on_bad_event_time, name)
+
+    def read_csv(
+        self,
+        path: Any,
+        schema: Any = None,
+        *,
+        event_time: str | None = None,
+        max_disorder: Duration = 0,
+        future_limit: Duration | None = _DAY,
+        on_bad_event_time: str = "error",
+        name: str | None = None,
+        **options: Any,
+    ) -> DataStream:
+        """A stream of CSV files; ``options`` as for `operators.sources.CsvSource`, see also `from_source`."""
+        source = CsvSource(path, schema, **options)
+        words = ("csv", _path_word(path))
+        return self._read(source, words, event_time, max_disorder, future_limit, on_bad_event_time, name)
+
+    # -- running
+
+    def run(self, on_progress: ProgressCallback | None = None) -> JobResult:
+        """Run everything that leads to a sink, to the end of its inputs; see `Job.run`."""
+        return self.job(on_progress).run()
+
+    def job(self, on_progress: ProgressCallback | None = None) -> Job:
+        """A job that can be stopped and asked for checkpoints from other threads.
+
+        ``on_progress`` is called on the job's thread, at most ten times a second. Raises
+        `ValueError` if no stream ends in a sink.
+        """
+        nodes = self.graph.nodes()
+        if not nodes:
+            raise ValueError("nothing to run: no stream ends in a sink (write_parquet, for_each, print, sink)")
+        return Job(
+            self.name,
+            nodes,
+            self._open_backend,
+            owns_backend=self._state is None or isinstance(self._state, (str, os.PathLike)),
+            settings=self._settings,
+            on_progress=on_progress,
+        )
+
+    def _open_backend(self) -> StateBackend:
+        udafs = {udaf.name: udaf for udaf in self.udafs}
+        if self._state is None:
+            return MemoryStateBackend(udafs=udafs)
+        if isinstance(self._state, (str, os.PathLike)):
+            return open_backend(self._state, udafs=udafs)
+        return self._state
+
+    def _read(
+        self,
+        source: Source,
+        words: tuple[str, ...],
+        event_time: str | None,
+        max_disorder: Duration,
+        future_limit: Duration | None,
+        on_bad: str,
+        name: str | None,
+    ) -> DataStream:
+        schema = source.schema
+        spec = None
+        if event_time is not None:
+            try:
+                EventTimeColumn(schema, event_time)
+            except (TypeError, ValueError) as error:
+                raise SchemaError(str(error)) from error
+            spec = EventTimeSpec(
+                column=event_time,
+                max_disorder_ms=milliseconds(max_disorder, "max_disorder"),
+                future_limit_ms=None if future_limit is None else milliseconds(future_limit, "future_limit"),
+                on_bad=BadEventTime(on_bad),
+            )
+        operator_id = self.graph.claim(name, lambda: derived_id(*words))
+        node = SourceNode(operator_id=operator_id, source=source, schema=schema, event_time=spec)
+        note = "the source was read without event_time="
+        return DataStream(self, Port(node), schema, event_time=event_time, time_note=note)
+
+
+def _path_word(path: Any) -> str:
+    """The last name of a path, for the id of its source."""
+    if isinstance(path, (str, os.PathLike)):
+        return PurePath(os.fspath(path)).name
+    return "files"

@@ -1,0 +1,290 @@
+"""One run of a job: restore, loop, last checkpoint, close.
+
+The loop polls the sources in turn, pushes a batch and its watermark through the pipeline, and lets
+the coordinator look at its checkpoints. Whatever ends the loop, every source, sink, thread and
+(if the job opened it) the backend is closed; only a normal end takes a last checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from operators.checkpoint import CheckpointCoordinator, Hook
+from operators.graph import Node, SinkNode, SourceNode, describe_plan
+from operators.pipeline import Pipeline, SourceDriver, build_pipeline
+from operators.plan_check import check_plan
+from operators.report import JobOutcome, JobProgress, JobResult, OperatorStats
+from operators.runtime import Cursor, Output
+from operators.signals import INTERRUPTED, Interrupts
+from operators.sinks.base import SinkContext
+from statebackend import Checkpoint, StateBackend
+
+__all__ = ["Job", "JobSettings", "ProgressCallback"]
+
+logger = logging.getLogger(__name__)
+
+ProgressCallback = Callable[[JobProgress], None]
+
+_PROGRESS_INTERVAL_S = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSettings:
+    """How a job runs.
+
+    ``checkpoint_interval_s``: seconds between checkpoints, None for none but those on demand and
+    at the end; shorter ones replay less after a crash and write more small files.
+    ``tolerable_checkpoint_failures``: so many may fail in a row before the job does.
+    ``worker_threads``: threads that aggregate while the job reads.
+    ``accept_plan_changes``: restore although operators were added or removed since the checkpoint.
+    ``handle_signals``: SIGINT and SIGTERM stop the job gracefully (when run in the main thread).
+    ``clock``: wall-clock time, seconds since the epoch.
+    """
+
+    checkpoint_interval_s: float | None = 1.0
+    tolerable_checkpoint_failures: int = 3
+    worker_threads: int = field(default_factory=lambda: max(1, min(4, os.cpu_count() or 1)))
+    accept_plan_changes: bool = False
+    handle_signals: bool = True
+    clock: Callable[[], float] = time.time
+    hook: Hook | None = None
+
+    def __post_init__(self) -> None:
+        if self.checkpoint_interval_s is not None and self.checkpoint_interval_s <= 0:
+            raise ValueError(f"checkpoint_interval ({self.checkpoint_interval_s} s) must be positive, or None")
+        if self.worker_threads < 1 or self.tolerable_checkpoint_failures < 0:
+            raise ValueError("worker_threads must be at least 1, tolerable_checkpoint_failures at least 0")
+
+
+class Job:
+    """A pipeline that can be run once.
+
+    ``open_backend`` is called when the job starts; the job closes the backend it returns if
+    ``owns_backend``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        nodes: Sequence[Node],
+        open_backend: Callable[[], StateBackend],
+        *,
+        owns_backend: bool,
+        settings: JobSettings,
+        on_progress: ProgressCallback | None = None,
+    ) -> None:
+        self.name = name
+        self._nodes = nodes
+        self._open_backend = open_backend
+        self._owns_backend = owns_backend
+        self._settings = settings
+        self._on_progress = on_progress
+        self._lock = threading.Lock()
+        self._started = False
+        self._stop = threading.Event()
+        self._ended = False
+        # Checkpoints asked for; deque.append and popleft are atomic.
+        self._requests: deque[Future[Checkpoint]] = deque()
+
+    def run(self) -> JobResult:
+        """Run to the end of all inputs, or until it is stopped.
+
+        Raises `JobMismatchError` if the state belongs to another job, `FencedError` when another
+        process has taken over the state, and the errors of sources, user functions and storage.
+        """
+        with self._lock:
+            if self._started:
+                raise RuntimeError(f"job {self.name!r} was started before; make a new one with StreamContext.job()")
+            self._started = True
+        interrupts = Interrupts(self._stop)
+        try:
+            with interrupts.installed(enabled=self._settings.handle_signals):
+                return self._run(interrupts)
+        except Exception as error:
+            # DataFusion turns a KeyboardInterrupt in a Python callback into a bare Exception.
+            if interrupts.aborted or "KeyboardInterrupt" in str(error):
+                raise KeyboardInterrupt from error
+            raise
+
+    def stop(self) -> None:
+        """End gracefully after the current batch, with a last checkpoint; from any thread."""
+        self._stop.set()
+
+    def checkpoint(self) -> Future[Checkpoint]:
+        """Ask for a checkpoint, from any thread; the future has it once it is committed.
+
+        Before the job runs the request waits for it; after its end the future raises `RuntimeError`.
+        """
+        with self._lock:
+            future: Future[Checkpoint] = Future()
+            if self._ended:
+                future.set_exception(RuntimeError(f"job {self.name!r} has ended"))
+            else:
+                self._requests.append(future)
+            return future
+
+    # -- one run
+
+    def _run(self, interrupts: Interrupts) -> JobResult:
+        started = time.monotonic()
+        failure: BaseException | None = None
+        with ExitStack() as stack:
+            try:
+                run = self._open(stack, interrupts, started)
+                outcome = run.loop()
+                return run.result(outcome)
+            except BaseException as error:
+                failure = error
+                raise
+            finally:
+                self._end(failure)
+
+    def _open(self, stack: ExitStack, interrupts: Interrupts, started: float) -> _Run:
+        """Open the backend and restore: sinks first, so that what was committed is published again."""
+        settings = self._settings
+        backend = self._open_backend()
+        if self._owns_backend:
+            stack.callback(backend.close)
+        restored = backend.restored
+        plan = describe_plan(self.name, self._nodes)
+        if restored is not None:
+            check_plan(restored.job, plan, accept_changes=settings.accept_plan_changes)
+        workers = ThreadPoolExecutor(settings.worker_threads, thread_name_prefix="window")
+        stack.callback(workers.shutdown, wait=True, cancel_futures=True)
+        for node in self._nodes:
+            if isinstance(node, SourceNode):
+                stack.callback(node.source.close)
+            elif isinstance(node, SinkNode):
+                stack.callback(node.sink.close)
+        job = None if restored is None else restored.job
+        pipeline = build_pipeline(
+            self._nodes, backend=backend, job=job, workers=workers, cursor=Cursor(), clock=settings.clock
+        )
+        attempt = uuid.uuid4().hex[:12]
+        for sink in pipeline.sinks:
+            context = SinkContext(sink.operator_id, sink.schema, backend, backend.store_id, attempt)
+            sink.sink.open(context, () if job is None else job.committables.get(sink.operator_id, ()))
+        for source in pipeline.sources:
+            source.open()
+        coordinator = CheckpointCoordinator(
+            backend,
+            pipeline,
+            plan,
+            requests=self._requests,
+            interval_s=settings.checkpoint_interval_s,
+            tolerable_failures=settings.tolerable_checkpoint_failures,
+            hook=settings.hook,
+        )
+        stack.callback(coordinator.close)
+        if restored is not None:
+            logger.info("job %r: restored from checkpoint %d", self.name, restored.checkpoint_id)
+        return _Run(pipeline, coordinator, restored, self._stop, interrupts, self._on_progress, started)
+
+    def _end(self, failure: BaseException | None) -> None:
+        """Answer the requests that got no checkpoint."""
+        with self._lock:
+            self._ended = True
+        while self._requests:
+            request = self._requests.popleft()
+            error = RuntimeError(f"job {self.name!r} ended before the checkpoint was taken")
+            error.__cause__ = failure
+            request.set_exception(error)
+
+
+class _Run:
+    """The loop over an open pipeline."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        coordinator: CheckpointCoordinator,
+        restored: Checkpoint | None,
+        stop: threading.Event,
+        interrupts: Interrupts,
+        on_progress: ProgressCallback | None,
+        started: float,
+    ) -> None:
+        self._pipeline = pipeline
+        self._coordinator = coordinator
+        self._restored = restored
+        self._stop = stop
+        self._interrupts = interrupts
+        self._on_progress = on_progress
+        self._started = started
+        self._next_progress = 0.0
+        totals = [source.source.total_rows for source in pipeline.sources]
+        self._rows_total = None if None in totals else sum(t for t in totals if t is not None)
+
+    def loop(self) -> JobOutcome:
+        """Poll the sources in turn until all have ended or the job is stopped."""
+        active = list(self._pipeline.sources)
+        while active and not self._stop.is_set():
+            for source in tuple(active):
+                if not self._step(source):
+                    active.remove(source)
+                self._coordinator.poll()
+                if self._on_progress is not None:
+                    self._report(time.monotonic())
+                if self._stop.is_set():
+                    break
+        self._coordinator.finish(final=not active)
+        if self._on_progress is not None:
+            self._report(None)
+        return JobOutcome.STOPPED if active else JobOutcome.FINISHED
+
+    def result(self, outcome: JobOutcome) -> JobResult:
+        """What this run did."""
+        restored = self._restored
+        return JobResult(
+            outcome=outcome,
+            seconds=time.monotonic() - self._started,
+            rows_read=sum(s.rows_in for s in self._pipeline.sources),
+            operators=self._operators(),
+            checkpoints=tuple(self._coordinator.stats),
+            failed_checkpoints=self._coordinator.failed,
+            restored_from=None if restored is None else restored.checkpoint_id,
+            restored_positions={} if restored is None else dict(restored.job.sources),
+        )
+
+    def _step(self, source: SourceDriver) -> bool:
+        item = self._interrupts.polling(source.source.poll)
+        if item is INTERRUPTED:
+            return True
+        return source.push(item)
+
+    def _report(self, now: float | None) -> None:
+        """Call back, at most every tenth of a second; None: at the end, in any case."""
+        if self._on_progress is None or (now is not None and now < self._next_progress):
+            return
+        self._next_progress = (now or 0.0) + _PROGRESS_INTERVAL_S
+        self._on_progress(
+            JobProgress(
+                seconds=time.monotonic() - self._started,
+                rows_read=sum(s.rows_in for s in self._pipeline.sources),
+                rows_total=self._rows_total,
+                positions=self._pipeline.positions(),
+                watermarks=self._pipeline.watermarks(),
+                operators=self._operators(),
+                checkpoints=tuple(self._coordinator.stats[-1:]),
+                restored_from=None if self._restored is None else self._restored.checkpoint_id,
+            )
+        )
+
+    def _operators(self) -> dict[str, OperatorStats]:
+        pipeline = self._pipeline
+        sources = {s.operator_id: _stats(s.rows_in, s.outputs) for s in pipeline.sources}
+        return {**sources, **{o.operator_id: _stats(o.rows_in, o.outputs) for o in pipeline.operators}}
+
+
+def _stats(rows_in: int, outputs: Sequence[Output]) -> OperatorStats:
+    rows = [output.rows for output in outputs]
+    return OperatorStats(rows_in=rows_in, rows_out=sum(rows[:1]), side_rows=sum(rows[1:]))

@@ -1,0 +1,152 @@
+"""Which windows a time belongs to: pure arithmetic on integers, no state, no clock.
+
+Windows are ``[start, start + length)`` with ``start`` a multiple of ``slide`` counted from the
+epoch (floor division, so times before 1970 need no special case). A *pane* is a piece of time that
+every window holds completely or not at all, so a window is a merge of panes and a row is aggregated
+once however many windows it falls into. Window starts lie at multiples of ``slide`` and window ends
+at multiples of ``slide`` plus ``length % slide``, so two panes a slide are enough for any pair::
+
+    length 10, slide 4   windows  [0 ........ 10)  [4 ........ 14)  [8 ....
+                         panes    |0 |2 |4 |6 |8 |10 ...             ends lie at 2 (mod 4)
+
+    length 2, slide 5    windows  [0 2)    [5 7)                     panes = windows, gaps between
+
+Invariants:
+
+* Every time lies in exactly one pane, and in no pane if ``slide > length`` leaves it in a gap.
+* `WindowSpec.firing` costs as much as there are live panes, however far the watermark jumps.
+
+A watermark W says: from now on only times ``>= W`` are on time. Window ``[s, e)`` fires when
+``W >= e`` and is closed when ``W >= e + allowed_lateness``. All times are epoch milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["MAX_WATERMARK", "Duration", "Int64Array", "WindowSpec", "milliseconds"]
+
+Int64Array: TypeAlias = npt.NDArray[np.int64]
+Duration: TypeAlias = timedelta | int
+"""A length of time: a timedelta, or an integer number of milliseconds."""
+
+MAX_WATERMARK = (1 << 63) - 1
+"""The watermark after the end of a bounded input: nothing more will come."""
+
+
+def milliseconds(duration: Duration, what: str) -> int:
+    """The duration in whole milliseconds; ``what`` names it in the error.
+
+    Raises `TypeError` for another type and `ValueError` for a fraction of a millisecond.
+    """
+    if isinstance(duration, timedelta):
+        whole, rest = divmod(duration, timedelta(milliseconds=1))
+        if rest:
+            raise ValueError(f"{what}: {duration!r} is not a whole number of milliseconds")
+        return whole
+    if isinstance(duration, bool) or not isinstance(duration, int):
+        raise TypeError(f"{what}: expected a timedelta or integer milliseconds, found {duration!r}")
+    return duration
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowSpec:
+    """Tumbling (``length == slide``), sliding or sampling (``slide > length``) windows, in milliseconds."""
+
+    length: int
+    slide: int
+    allowed_lateness: int = 0
+
+    def __post_init__(self) -> None:
+        if self.length <= 0 or self.slide <= 0:
+            raise ValueError(f"window: length ({self.length} ms) and slide ({self.slide} ms) must be positive")
+        if self.allowed_lateness < 0:
+            raise ValueError(f"window: allowed_lateness ({self.allowed_lateness} ms) must not be negative")
+
+    @property
+    def tumbling(self) -> bool:
+        """Whether every time lies in exactly one window."""
+        return self.length == self.slide
+
+    @property
+    def single_pane(self) -> bool:
+        """Whether a window is one pane (tumbling and sampling windows)."""
+        return self.slide >= self.length
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether some times lie in no window."""
+        return self.slide > self.length
+
+    @property
+    def _end_offset(self) -> int:
+        return self.length % self.slide
+
+    def pane_of(self, time: int) -> int | None:
+        """The start of the pane that holds ``time``; None in a gap."""
+        base = time - time % self.slide
+        if self.has_gaps:
+            return base if time - base < self.length else None
+        return base + self._end_offset if time - base >= self._end_offset else base
+
+    def pane_starts(self, times: Int64Array, per_ms: int = 1) -> Int64Array:
+        """The pane start (ms) of every time, given in ``1/per_ms`` milliseconds; none may lie in a gap."""
+        slide = self.slide * per_ms
+        index = np.floor_divide(times, slide)
+        starts = index * self.slide
+        if self._end_offset and not self.has_gaps:
+            starts += np.where(times - index * slide >= self._end_offset * per_ms, self._end_offset, 0)
+        return starts
+
+    def inside(self, times: Int64Array, per_ms: int = 1) -> npt.NDArray[np.bool_]:
+        """Which times lie in a window at all."""
+        return np.mod(times, self.slide * per_ms) < self.length * per_ms
+
+    def windows_of(self, pane: int) -> range:
+        """The starts of the windows that hold the pane, ascending."""
+        first = (pane - self.length) // self.slide + 1
+        last = pane // self.slide
+        return range(first * self.slide, last * self.slide + 1, self.slide)
+
+    def first_end(self, pane: int) -> int:
+        """The end of the first window that holds the pane."""
+        return ((pane - self.length) // self.slide + 1) * self.slide + self.length
+
+    def firing(self, panes: Iterable[int], after: int | None, upto: int) -> list[int]:
+        """Starts of the windows with ``after < end <= upto`` that hold one of the panes, ascending.
+
+        ``after`` is the watermark before (None: there was none), ``upto`` the one after.
+        """
+        slide = self.slide
+        starts: set[int] = set()
+        for pane in panes:
+            windows = self.windows_of(pane)
+            first, last = windows[0], windows[-1]
+            if after is not None and first + self.length <= after:
+                first = ((after - self.length) // slide + 1) * slide
+            if last + self.length > upto:
+                last = (upto - self.length) // slide * slide
+            starts.update(range(first, last + 1, slide))
+        return sorted(starts)
+
+    def next_end(self, pane: int, after: int | None) -> int | None:
+        """The end of the first window that holds the pane and ends after ``after``; None if all have ended."""
+        end = self.first_end(pane)
+        if after is None or end > after:
+            return end
+        end = ((after - self.length) // self.slide + 1) * self.slide + self.length
+        return end if end - self.length <= pane else None
+
+    def closed_before(self, watermark: int) -> int:
+        """The earliest time still needed: all windows of an earlier time are closed, its pane is dead."""
+        return ((watermark - self.length - self.allowed_lateness) // self.slide + 1) * self.slide
+
+    def fired_before(self, watermark: int) -> int:
+        """The end of the last window that has fired: an earlier time may lie in a window that has."""
+        return (watermark - self.length) // self.slide * self.slide + self.length
