@@ -9,6 +9,7 @@ General layout, from the ground up (each module imports only from those above it
     manifest  manifest_codec  manifest_store   the manifest, its transitions, its publication
     flusher  compaction  compactor        background work
     table  store                          the store
+    kv                                    a plain key-value face
     lsm_backend  memory_backend           implementations of the StateBackend protocol in `backend`
     garbage_collector  maintenance  inspect  render  cli   tools
 
@@ -34,6 +35,7 @@ from statebackend.errors import (
     UnsupportedFormatError,
 )
 from statebackend.ids import CheckpointId, StoreId
+from statebackend.kv import KeyValueStore, open_kv
 from statebackend.lsm_backend import backend_names, open_backend
 from statebackend.memory_backend import MemoryStateBackend, MemoryStateSpace
 from statebackend.prepared import PreparedPlan
@@ -53,6 +55,7 @@ __all__ = [
     "FencedError",
     "Health",
     "JobState",
+    "KeyValueStore",
     "LookupResult",
     "MemoryStateBackend",
     "MemoryStateSpace",
@@ -76,4 +79,5 @@ __all__ = [
     "UnsupportedFormatError",
     "backend_names",
     "open_backend",
+    "open_kv",
 ]

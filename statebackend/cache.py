@@ -128,6 +128,14 @@ class BlockReader:
             numbers = index.holding(hashes)
         return await self._read(layout, meta, index, numbers)
 
+    async def read_range(
+        self, layout: TableLayout, meta: SSTableMeta, low: tuple[int, int] | None, high: tuple[int, int] | None
+    ) -> list[pa.RecordBatch]:
+        """The blocks that may hold order keys in ``[low, high)``, in order."""
+        index = await self.index(meta)
+        numbers = index.overlapping_keys(layout.spec, low, high, None)
+        return await self._read(layout, meta, index, numbers)
+
     async def _read(
         self, layout: TableLayout, meta: SSTableMeta, index: SSTableIndex, numbers: Sequence[int]
     ) -> list[pa.RecordBatch]:

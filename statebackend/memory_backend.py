@@ -13,9 +13,7 @@ import uuid
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from statebackend.backend import Checkpoint, Health, JobState
 from statebackend.cache import BlockReader
@@ -29,6 +27,8 @@ from statebackend.tables import TableSpec
 
 if TYPE_CHECKING:
     from datafusion.user_defined import AggregateUDF
+
+T = TypeVar("T")
 
 __all__ = ["MemoryStateBackend", "MemoryStateSpace", "open_memory"]
 
@@ -132,7 +132,7 @@ class MemoryStateBackend:
     def relieve(self) -> None:
         """Everything stays in memory."""
 
-    def read(self, work: Callable[[], Coroutine[Any, Any, list[pa.RecordBatch]]]) -> list[pa.RecordBatch]:
+    def read(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Never called: there are no files."""
         raise AssertionError(f"memory state has no files to read: {work}")
 

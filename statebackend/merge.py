@@ -7,7 +7,9 @@ time column) and, for upsert tables, ``__tombstone``. `TableLayout` knows these 
 
 Physical order, by ``TableSpec.order``: ``hash`` sorts by (hash, time), ``time`` by (time, hash);
 rows that agree in both (another key only if two keys collide) lie together by key, in the order
-of their first write. Equality of keys is always decided on the typed columns, never on the hash.
+of their first write. ``key`` sorts by the bytes of the key; there ``__hash`` holds the first eight
+of them, big-endian, so that the same statistics and cuts serve. Equality of keys is always decided
+on the typed columns, never on the hash.
 
 Invariants:
 
@@ -27,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from statebackend.accumulators import StateMerger
 from statebackend.errors import SchemaMismatchError
@@ -36,7 +39,7 @@ from statebackend.tables import TableKind, TableOrder, TableSpec
 if TYPE_CHECKING:
     from datafusion.user_defined import AggregateUDF
 
-__all__ = ["HASH_COLUMN", "TOMBSTONE_COLUMN", "TableLayout", "concat", "time_values"]
+__all__ = ["HASH_COLUMN", "TOMBSTONE_COLUMN", "TableLayout", "concat", "key_prefixes", "time_values"]
 
 HASH_COLUMN = "__hash"
 TOMBSTONE_COLUMN = "__tombstone"
@@ -96,7 +99,9 @@ class TableLayout:
         return pa.RecordBatch.from_arrays(arrays, schema=self.stored)
 
     def hash_of(self, batch: pa.RecordBatch) -> UInt64s:
-        """Hash of the partition key of every row of a canonical batch."""
+        """Hash of the partition key of every row of a canonical batch; in order ``key`` its first bytes."""
+        if self.spec.order is TableOrder.KEY:
+            return key_prefixes(batch.column(self.spec.key[0]))
         return self.hasher.hash(batch, self.partition_key)
 
     def check(self, batch: pa.RecordBatch) -> None:
@@ -106,6 +111,8 @@ class TableLayout:
                 f"table {self.spec.name!r}: batch has columns ({_columns(batch.schema)}), "
                 f"expected ({_columns(self.spec.schema)})"
             )
+        if self.spec.order is TableOrder.KEY and batch.column(self.spec.key[0]).null_count:
+            raise ValueError(f"table {self.spec.name!r}: null in the key column of order 'key'")
         if (time := self.spec.time_field) is not None and batch.column(time).null_count:
             raise ValueError(f"table {self.spec.name!r}: null in the time column {time!r}")
 
@@ -159,6 +166,12 @@ class TableLayout:
 
     def sort_order(self, batch: pa.RecordBatch) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
         """Stable physical order of the rows, and where in it each group of equal keys begins."""
+        if self.spec.order is TableOrder.KEY:
+            order = pc.sort_indices(batch.column(self.spec.key[0])).to_numpy().astype(np.intp)
+            if not len(order):
+                return order, order
+            same = self._equal_to_previous(batch, order, np.arange(1, len(order)))
+            return order, np.flatnonzero(np.append(True, ~same))
         columns = self.order_columns(batch)
         order = _stable_order(columns)
         if not len(order):
@@ -223,6 +236,20 @@ def time_values(array: pa.Array) -> Int64s:
     """Integers of an int64 or timestamp column without nulls, in its own unit; no copy."""
     values: Int64s = array.view(pa.int64()).to_numpy(zero_copy_only=True)
     return values
+
+
+def key_prefixes(keys: pa.Array) -> UInt64s:
+    """The first eight bytes of every key, big-endian, padded with zeros: ordered as the keys are."""
+    binary = keys.cast(pa.binary())
+    count = len(binary)
+    offsets = np.frombuffer(binary.buffers()[1], dtype=np.int32)[binary.offset : binary.offset + count + 1]
+    if not count or offsets[-1] == offsets[0]:
+        return np.zeros(count, dtype=np.uint64)
+    data = np.frombuffer(binary.buffers()[2], dtype=np.uint8)
+    places = offsets[:-1, None].astype(np.int64) + np.arange(8)
+    inside = places < offsets[1:, None]
+    words = np.where(inside, data[np.where(inside, places, 0)], 0).astype(np.uint8)
+    return words.view(">u8").reshape(count).astype(np.uint64)
 
 
 def _stable_order(columns: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.intp]:

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from statebackend.keys import rows_equal
 from statebackend.merge import TableLayout
+from statebackend.tables import TableOrder
 
 __all__ = ["probe"]
 
@@ -22,6 +24,8 @@ def probe(layout: TableLayout, piece: pa.RecordBatch, keys: pa.RecordBatch, rows
 
     ``piece``: stored rows in physical order, one per key. ``keys``: stored key columns with hash.
     """
+    if layout.spec.order is TableOrder.KEY:
+        return _probe_ordered(layout, piece, keys, rows)
     columns, wanted = layout.order_columns(piece), [c[rows] for c in layout.order_columns(keys)]
     found = np.full(len(rows), -1, dtype=np.intp)
     at = _lower_bound(columns, wanted)
@@ -40,6 +44,18 @@ def probe(layout: TableLayout, piece: pa.RecordBatch, keys: pa.RecordBatch, rows
         found[active[same]] = at[active[same]]
         active = active[~same]
         at[active] += 1
+    return found
+
+
+def _probe_ordered(layout: TableLayout, piece: pa.RecordBatch, keys: pa.RecordBatch, rows: Positions) -> Positions:
+    """The same for order ``key``, where the key itself is bisected."""
+    name = layout.spec.key[0]
+    wanted = keys.column(name).take(pa.array(rows))
+    at = pc.search_sorted(piece.column(name), wanted).to_numpy().astype(np.intp)
+    found = np.full(len(rows), -1, dtype=np.intp)
+    inside = np.flatnonzero(at < piece.num_rows)
+    same = rows_equal([piece.column(name).take(pa.array(at[inside]))], [wanted.take(pa.array(inside))])
+    found[inside[same]] = at[inside[same]]
     return found
 
 

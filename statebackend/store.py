@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future, wait
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from datafusion.user_defined import AggregateUDF
 
 __all__ = ["StateStore"]
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -263,7 +265,7 @@ class StateStore:
         with self.lock:
             table.flushed_early(frozen.sequence, encoded.meta if encoded is not None else None)
 
-    def read(self, work: Callable[[], Coroutine[Any, Any, list[pa.RecordBatch]]]) -> list[pa.RecordBatch]:
+    def read(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run a read on the runtime and wait for it."""
         return self._runtime.call(work, None)
 

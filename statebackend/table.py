@@ -9,23 +9,31 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from statebackend.backend import LookupResult
 from statebackend.cache import BlockReader
+from statebackend.compaction import KeyRange, plan_ranges
 from statebackend.errors import SchemaMismatchError
 from statebackend.keys import canonicalise
 from statebackend.memtable import FrozenMemTable, MemTable, Piece, null_row_batch
-from statebackend.merge import HASH_COLUMN, TOMBSTONE_COLUMN, TableLayout, concat
+from statebackend.merge import HASH_COLUMN, TOMBSTONE_COLUMN, TableLayout, concat, key_prefixes
 from statebackend.probe import probe
-from statebackend.sstable import SSTableMeta
-from statebackend.tables import TableKind, TableSpec
+from statebackend.sstable import SSTableIndex, SSTableMeta
+from statebackend.tables import TableKind, TableOrder, TableSpec
 
 __all__ = ["LsmTable", "TableHost"]
+
+T = TypeVar("T")
+
+_SCAN_ROWS = 1 << 17
+"""Rows that a scan in key order merges at once."""
 
 
 class TableHost(Protocol):
@@ -40,7 +48,7 @@ class TableHost(Protocol):
     def relieve(self) -> None:
         """Called after every write, without the lock: flush early, or wait, when memory is short."""
 
-    def read(self, work: Callable[[], Coroutine[Any, Any, list[pa.RecordBatch]]]) -> list[pa.RecordBatch]:
+    def read(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run a read on the store's runtime and wait for it."""
 
 
@@ -135,6 +143,48 @@ class LsmTable:
                 raise ValueError(f"table {self.spec.name!r}: only partial states can be read unmerged")
             batches = [self.layout.alive(b, start, end) for b in (*batches, *(p.batch for p in view.pieces))]
         return [self.layout.to_user(b, columns) for b in batches if b.num_rows]
+
+    def scan_keys(self, start: bytes | None = None, end: bytes | None = None) -> Iterator[pa.RecordBatch]:
+        """Live rows with ``start <= key < end`` in the order of the key, a bounded piece at a time.
+
+        For tables of order ``key``. All pieces show the same moment: that of the first one.
+        """
+        self._host.check_usable()
+        if self.spec.order is not TableOrder.KEY:
+            raise ValueError(f"table {self.spec.name!r}: order {self.spec.order.value!r} has no key ranges")
+        with self._view() as view:
+            memory = self.layout.merge([p.to_stored(self.layout) for p in view.pieces])
+            indexes = self._host.read(lambda: self._indexes(view.files))
+            for keys in plan_ranges(self.spec, indexes, _SCAN_ROWS):
+                if self._outside(keys, start, end):
+                    continue
+                pieces = []
+                for meta in view.files:
+                    pieces += self._host.read(
+                        partial(self._host.reader.read_range, self.layout, meta, keys.low, keys.high)
+                    )
+                rows = self.layout.merge(
+                    [p[keys.select(self.layout.order_columns(p))] for p in (*pieces, memory)], drop_tombstones=True
+                )
+                rows = self._between(rows, start, end)
+                if rows.num_rows:
+                    yield self.layout.to_user(rows, None)
+
+    async def _indexes(self, files: Sequence[SSTableMeta]) -> list[SSTableIndex]:
+        return [await self._host.reader.index(meta) for meta in files]
+
+    def _outside(self, keys: KeyRange, start: bytes | None, end: bytes | None) -> bool:
+        """Whether no key of the range can be asked for, by the first eight bytes."""
+        if start is not None and keys.high is not None and int(key_prefixes(pa.array([start]))[0]) >= keys.high[0]:
+            return True
+        return end is not None and keys.low is not None and int(key_prefixes(pa.array([end]))[0]) < keys.low[0]
+
+    def _between(self, rows: pa.RecordBatch, start: bytes | None, end: bytes | None) -> pa.RecordBatch:
+        """The rows of a sorted piece with ``start <= key < end``."""
+        keys = rows.column(self.spec.key[0]).cast(pa.binary())
+        first = 0 if start is None else pc.search_sorted(keys, pa.scalar(start, pa.binary())).as_py()
+        last = len(keys) if end is None else pc.search_sorted(keys, pa.scalar(end, pa.binary())).as_py()
+        return rows.slice(first, max(0, last - first))
 
     def lookup(self, keys: pa.RecordBatch) -> LookupResult:
         """The row of each key; see `StateTable.lookup`."""
@@ -254,6 +304,9 @@ class LsmTable:
         everything = np.arange(probes.num_rows)
         pieces = [read(everything) for read in self._files_newest_first(probes, view)]
         pieces.extend(p.batch for p in view.pieces)
+        times = self.layout.times(probes)
+        if times is not None and len(times):  # merge only what the keys can meet
+            pieces = [self.layout.alive(p, int(times.min()), int(times.max()) + 1) for p in pieces]
         rows = self.layout.merge(pieces, watermark=view.watermark)
         return self._answer(rows, probe(self.layout, rows, probes, everything))
 

@@ -2,8 +2,9 @@
 
 The kind says what a second row with the same key means: ``UPSERT`` the last write wins,
 ``AGGREGATE`` the rows are partial states to be merged, ``APPEND`` both are kept, in write order.
-The order says how rows lie in a file: ``hash`` (point lookups, hash ranges) or ``time`` (the time
-column first: windows, timers, joins with a time bound).
+The order says how rows lie in a file: ``hash`` (point lookups, hash ranges), ``time`` (the time
+column first: windows, timers, joins with a time bound) or ``key`` (bytes of the key in order: prefix
+and range scans).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class TableOrder(StrEnum):
 
     HASH = "hash"
     TIME = "time"
+    KEY = "key"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +71,12 @@ class TableSpec:
                 raise ValueError(f"table {self.name!r}: time_field must be int64 or timestamp, not {kind}")
         if self.order is TableOrder.TIME and self.time_field is None:
             raise ValueError(f"table {self.name!r}: order 'time' needs a time_field")
+        if self.order is TableOrder.KEY:
+            key_types = [self.schema.field(k).type for k in self.key]
+            if self.kind is not TableKind.UPSERT or self.time_field or key_types not in ([pa.binary()], [pa.string()]):
+                raise ValueError(
+                    f"table {self.name!r}: order 'key' needs kind 'upsert', one binary or string key and no time_field"
+                )
         if (self.kind is TableKind.AGGREGATE) != (self.aggregation is not None):
             raise ValueError(f"table {self.name!r}: an aggregation is declared for kind 'aggregate', and only there")
         if reserved := [n for n in names if n.startswith("__")]:
