@@ -1,0 +1,239 @@
+"""A real job in a process of its own, and what a test does with such a process.
+
+As a program it runs one of the pipelines below to its end and reports on its standard output, a JSON
+object a line. Its exit code is that of the commands: 3 when it was fenced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+from datafusion import col, lit
+from datafusion import functions as f
+
+from operators import DataStream, JobProgress, OperatorError, StreamContext
+from operators.exit_codes import exit_code_of
+from operators.sources import ParquetSource
+from operators.sources.base import Source, SourceBatch
+from statebackend import StateStoreError
+from tests.support.streams import as_multiset, events
+
+ROWS = 6_000
+DISORDER_MS = 400
+SOURCE = "events"
+_DEADLINE_S = 60.0
+
+
+def write_events(directory: Path, seed: int, rows: int = ROWS, files: int = 3) -> pa.Table:
+    """Random events as Parquet files; returns them in the order in which they are read."""
+    directory.mkdir(parents=True)
+    table = events(seed, rows, disorder_ms=DISORDER_MS)
+    for i in range(files):
+        part = table.slice(i * rows // files, (i + 1) * rows // files - i * rows // files)
+        pq.write_table(part, directory / f"{i}.parquet", row_group_size=500)
+    return table
+
+
+# -- pipelines
+
+
+def tumbling(stream: DataStream, output: str) -> None:
+    aggregates = [
+        f.count(lit(1)).alias("n"),
+        f.sum(col("v")).alias("total"),
+        f.avg(col("x")).alias("mean"),
+        f.max(col("s")).alias("greatest"),
+    ]
+    stream.window(["k", "j"], aggregates, 2_000, name="w").write_parquet(f"{output}/w", ["j"], roll_seconds=0.2)
+
+
+def sliding(stream: DataStream, output: str) -> None:
+    aggregates = [
+        f.count(col("s"), distinct=True).alias("different"),
+        f.stddev(col("x")).alias("spread"),
+        f.last_value(col("v"), order_by=[col(c).sort() for c in ("t", "v", "x")]).alias("last"),
+        f.median(col("v")).alias("middle"),
+    ]
+    windows = stream.filter(col("j") != lit(2)).window(["k"], aggregates, 6_000, 1_000, name="w")
+    windows.write_parquet(f"{output}/w", roll_seconds=0.0)
+
+
+def both(stream: DataStream, output: str) -> None:
+    """Two windows and a stateless branch over one source."""
+    count = [f.count(lit(1)).alias("n"), f.min(col("v")).alias("low")]
+    stream.window(["k"], count, 1_000, name="short").write_parquet(f"{output}/short", roll_seconds=0.3)
+    stream.window(["j"], count, 10_000, 2_500, name="long").write_parquet(f"{output}/long", ["j"], roll_rows=200)
+    doubled = stream.with_column("v2", col("v") * lit(2)).drop("x")
+    doubled.write_parquet(f"{output}/rows", name="rows", roll_rows=500)
+
+
+PIPELINES: Mapping[str, Callable[[DataStream, str], None]] = {"tumbling": tumbling, "sliding": sliding, "both": both}
+
+
+class PacedSource(ParquetSource):
+    """Waits before each batch, and never catches up."""
+
+    def __init__(self, path: str, batch_rows: int, wait_s: float) -> None:
+        super().__init__(path, batch_rows=batch_rows)
+        self._wait_s = wait_s
+
+    def poll(self) -> SourceBatch | None:
+        time.sleep(self._wait_s)
+        return super().poll()
+
+
+def build(
+    pipeline: str,
+    *,
+    source: Path | str | Source,
+    state: Path | str | None,
+    output: Path | str,
+    interval_s: float = 0.1,
+    batch_rows: int = 60,
+    wait_s: float = 0.0,
+    hook: Callable[[str], None] | None = None,
+) -> StreamContext:
+    context = StreamContext(pipeline, state=state, checkpoint_interval=interval_s, hook=hook)
+    if isinstance(source, (str, Path)):
+        source = PacedSource(str(source), batch_rows, wait_s)
+    stream = context.from_source(source, event_time="t", max_disorder=DISORDER_MS, name=SOURCE)
+    PIPELINES[pipeline](stream, str(output))
+    return context
+
+
+# -- what a test looks at
+
+
+def read_output(output: Path) -> dict[str, Counter[tuple[Any, ...]]]:
+    """The rows of every sink as multisets, as any reader of Parquet directories finds them."""
+    found = {}
+    for directory in sorted(p for p in output.iterdir() if p.is_dir()):
+        table = pads.dataset(directory, format="parquet", partitioning="hive").to_table()
+        found[directory.name] = as_multiset(table.select(sorted(table.column_names)))
+    return found
+
+
+class JobProcess:
+    """One life of a job. Use as a context manager: it never outlives the block."""
+
+    def __init__(self, pipeline: str, *, source: Path, state: Path, output: Path, **options: object) -> None:
+        arguments = {"source": source, "state": state, "output": output, **options}
+        command = [sys.executable, "-m", "tests.end_to_end.job_process", pipeline]
+        command += [f"--{name.replace('_', '-')}={value}" for name, value in arguments.items()]
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+        )
+        self.pid = self._process.pid
+        self.reports: list[dict[str, Any]] = []
+
+    def __enter__(self) -> JobProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    @property
+    def last(self) -> dict[str, Any]:
+        return self.reports[-1]
+
+    def wait_for(self, reached: Callable[[dict[str, Any]], bool]) -> bool:
+        """Read reports until one is as wanted; False if the process ended before."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if not line.endswith("\n"):
+                break  # torn by a kill
+            self.reports.append(json.loads(line))
+            if reached(self.last):
+                return True
+        return False
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self) -> tuple[int, str]:
+        """Read on to the end of the process; its exit code and what it said on standard error."""
+        self.wait_for(lambda _: False)
+        _, errors = self._process.communicate(timeout=_DEADLINE_S)
+        return self._process.returncode, errors
+
+    def kill(self) -> bool:
+        """SIGKILL; whether that was what ended it."""
+        self._process.kill()
+        return self.wait()[0] == -signal.SIGKILL
+
+
+# -- the program
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("pipeline", choices=PIPELINES)
+    parser.add_argument("--source", required=True)
+    parser.add_argument("--state", required=True)
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--interval-s", type=float, default=0.1)
+    parser.add_argument("--wait-s", type=float, default=0.0)
+    parser.add_argument("--kill-at", default="", metavar="STEP:N", help="SIGKILL at the Nth time of a protocol step")
+    args = parser.parse_args()
+    context = build(
+        args.pipeline,
+        source=args.source,
+        state=args.state,
+        output=args.output,
+        interval_s=args.interval_s,
+        wait_s=args.wait_s,
+        hook=_killer(args.kill_at) if args.kill_at else None,
+    )
+
+    def on_progress(progress: JobProgress) -> None:
+        checkpoint = max((c.checkpoint_id for c in progress.checkpoints), default=None)
+        _say(
+            rows=progress.positions[SOURCE]["rows"],
+            start_rows=progress.positions[SOURCE]["rows"] - progress.rows_read,
+            restored_from=progress.restored_from,
+            checkpoint=checkpoint,
+        )
+
+    try:
+        result = context.run(on_progress)
+    except (OperatorError, StateStoreError) as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        return exit_code_of(error)
+    restored = result.restored_positions.get(SOURCE, {"rows": 0})["rows"]
+    _say(outcome=str(result.outcome), restored_from=result.restored_from, start_rows=restored)
+    return 0
+
+
+def _killer(where: str) -> Callable[[str], None]:
+    step, _, number = where.partition(":")
+    left = [int(number)]
+
+    def hook(name: str) -> None:
+        left[0] -= name == step
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return hook
+
+
+def _say(**report: object) -> None:
+    sys.stdout.write(json.dumps(report) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
