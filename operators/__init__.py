@@ -10,6 +10,7 @@ General layout, from the ground up (each module imports only from those above it
     graph  pipeline               what the user built, and how it becomes what runs
     report  checkpoint  job       the run: barriers, commits, the loop
     stream  context               the user's face
+    exit_codes  flights  demo  cli   ``python -m operators``
 """
 
 from operators.context import StreamContext

@@ -20,6 +20,8 @@ found. Wrong arguments are ``ValueError`` or ``TypeError``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from statebackend import SchemaMismatchError
 
 __all__ = [
@@ -33,7 +35,15 @@ __all__ = [
     "SourceChangedError",
     "SourceNotReplayableError",
     "UserFunctionError",
+    "shown",
 ]
+
+
+def shown(position: object) -> str:
+    """A source position for people: without the digests in it."""
+    if isinstance(position, Mapping):
+        return ", ".join(f"{k} {v}" for k, v in position.items() if isinstance(v, (str, int, float)))
+    return repr(position)
 
 
 class OperatorError(Exception):
@@ -61,11 +71,13 @@ class BadInputError(OperatorError):
 class BadEventTimeError(OperatorError):
     """An event time that is null or too far in the future.
 
-    ``position`` is where the batch lies in the source, ``row`` the row within that batch.
+    ``position`` is the position after the batch, ``row`` the row within that batch, from 0.
     """
 
     def __init__(self, source: str, *, position: object, row: int, value: object, reason: str) -> None:
-        super().__init__(f"{source}: {reason}: event time {value!r} in row {row} of the batch at {position!r}")
+        super().__init__(
+            f"{source}: {reason}: event time {value!r} in row {row} of the batch that ends at {shown(position)}"
+        )
         self.source = source
         self.position = position
         self.row = row
@@ -80,7 +92,7 @@ class UserFunctionError(OperatorError):
     """A function given by the user raised; ``__cause__`` is its error."""
 
     def __init__(self, operator_id: str, *, position: object, cause: BaseException) -> None:
-        super().__init__(f"{operator_id}: the user's function raised {cause!r} at {position!r}")
+        super().__init__(f"{operator_id}: the user's function raised {cause!r} at {position}")
         self.operator_id = operator_id
         self.position = position
 

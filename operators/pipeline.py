@@ -68,7 +68,7 @@ class SourceDriver:
             return False
         batch = item.batch
         cursor = self._cursor
-        cursor.source, cursor.position, cursor.batches = self.operator_id, self.position, cursor.batches + 1
+        cursor.source, cursor.position, cursor.batches = self.operator_id, item.position, cursor.batches + 1
         self.rows_in += batch.num_rows
         if batch.schema is not self._schema and batch.schema != self._schema:
             raise SchemaError(f"{cursor}: expected columns\n{self._schema}\nfound\n{batch.schema}")
@@ -94,7 +94,7 @@ class SourceDriver:
         if self._tracker.spec.on_bad is BadEventTime.ERROR:
             raise BadEventTimeError(
                 self.operator_id,
-                position=self.position,
+                position=self._cursor.position,
                 row=found.first_row,
                 value=found.value,
                 reason=f"column {self._tracker.spec.column!r} {found.reason}",

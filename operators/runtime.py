@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from operators.errors import OperatorError, UserFunctionError
+from operators.errors import OperatorError, UserFunctionError, shown
 from statebackend import StateStoreError
 
 __all__ = ["Cursor", "Operator", "Output", "user_error"]
@@ -79,14 +79,14 @@ class Output:
 
 @dataclass(slots=True)
 class Cursor:
-    """Which batch is being processed, for the messages of errors."""
+    """Which batch is being processed, for the messages of errors: the position is the one after it."""
 
     source: str = ""
     position: Any = None
     batches: int = 0
 
     def __str__(self) -> str:
-        return f"{self.source}, batch {self.batches} of this run, at {self.position!r}"
+        return f"{self.source}, batch {self.batches} of this run, which ends at {shown(self.position)}"
 
 
 def user_error(operator_id: str, where: object, error: Exception) -> Exception:
