@@ -3,14 +3,18 @@
 General layout, from the ground up (each module imports only from those above it)::
 
     errors  ids  tables  settings         foundations
-    objectstore  runtime  format  keys    storage seam, isolated runtime, envelope, canonical keys
-    prepared  accumulators                DataFusion: partial, reduce and final plans
+    objectstore*                          the storage seam: one module per kind of storage, and wrappers
+    daemon_pool  runtime                  the isolated runtime
+    format  keys                          envelope, canonical keys and their hash
+    prepared  plan_surgery  aggregate_*   DataFusion: partial, reduce and final plans of one aggregation,
+    state_layout  accumulators            and their face
     merge  memtable  sstable  probe       tables in memory and in files
     manifest  manifest_codec  manifest_store   the manifest, its transitions, its publication
     flusher  compaction  compactor        background work
     table  store                          the store
     kv                                    a plain key-value face
-    lsm_backend  memory_backend           implementations of the StateBackend protocol in `backend`
+    lsm_backend  memory_backend           implementations of the StateBackend protocol in `backend`;
+    slatedb_backend  slatedb_*            SlateDB as another, registered as a third party would
     garbage_collector  maintenance  inspect  render  cli   tools
 
 ``ARCHITECTURE.md`` beside this file tells how it works and draws the formats.

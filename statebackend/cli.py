@@ -30,7 +30,7 @@ from statebackend.render import (
 __all__ = ["main"]
 
 # Into a pipe or a file, lines are as long as they need to be.
-console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+console = Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,11 +105,11 @@ def _add_maintenance(commands: Any) -> None:
 def _verify(args: argparse.Namespace) -> None:
     verdict = verify(args.url)
     for problem in verdict.problems:
-        console.print(f"[red]damaged[/] {problem}", markup=True)
+        console.print(f"damaged: {problem}", style="red")
     console.print(f"{verdict.manifests} kept manifests, {verdict.files} files, {verdict.rows:,} rows read")
     if verdict.problems:
         raise CorruptionError(f"{args.url}: {len(verdict.problems)} problems")
-    console.print("[green]sound[/]: every reference resolves, every checksum agrees, everything is sorted")
+    console.print("sound: every reference resolves, every checksum agrees, everything is sorted", style="green")
 
 
 def _gc(args: argparse.Namespace) -> None:
@@ -147,7 +147,7 @@ def _ls(args: argparse.Namespace) -> None:
     view = read_store(args.url, manifests_max=max(1, args.manifests))
     latest = view.latest
     console.print(
-        f"[bold]{view.url}[/]  store {latest.store_id}  timeline {latest.timeline}  "
+        f"{view.url}  store {latest.store_id}  timeline {latest.timeline}  "
         f"writer epoch {latest.writer_epoch}  checkpoint {latest.checkpoint_id or 'none yet'}"
     )
     console.print(manifests_table(view))

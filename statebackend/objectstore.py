@@ -75,9 +75,10 @@ def _open_s3(
 ) -> ObjectStore:
     try:
         from statebackend.objectstore_s3 import S3Driver, s3_options
+
+        fs, root = url_to_fs(url, **s3_options(storage_options, timeout_s))
     except ImportError as error:
         raise ImportError(f"{url}: needs the extra 's3' (s3fs): {error}") from error
-    fs, root = url_to_fs(url, **s3_options(storage_options, timeout_s))
     if not root.strip("/"):
         raise ValueError(f"{url}: names no bucket")
     store = FsspecObjectStore(fs, root, executor, driver=S3Driver(fs, timeout_s))

@@ -61,6 +61,8 @@ def open_obstore(
         raise AtomicCreateError(
             f"obstore+{url}: create-if-absent was never tried there; use obstore+s3, or allow_unsafe_create"
         )
+    if not parts.netloc:
+        raise ValueError(f"obstore+{url}: names no bucket")
     options = {
         "retry_config": {"max_retries": 0},
         **storage_options,
@@ -172,8 +174,8 @@ class ObstoreObjectStore:
 
 def _failure(error: Exception) -> OSError:
     """What the error is to the caller, as an ``OSError`` like those of the drivers of fsspec."""
-    message = str(error).partition("\n")[0]  # below it the request is dumped
     status, code = _answer(error)
+    message = f"{code or type(error).__name__}: " + str(error).partition("\n")[0]  # below it the request is dumped
     failure: OSError
     if isinstance(error, FileNotFoundError) and code != "NoSuchBucket":
         failure = FileNotFoundError(errno.ENOENT, message)
@@ -182,7 +184,7 @@ def _failure(error: Exception) -> OSError:
     elif isinstance(error, TimeoutError):
         failure = TimeoutError(errno.ETIMEDOUT, message)
     else:
-        failure = OSError(errno.EIO, f"{type(error).__name__}: {message}")
+        failure = OSError(errno.EIO, message)
     failure.__cause__ = error
     return failure
 

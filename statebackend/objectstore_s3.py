@@ -87,10 +87,8 @@ class S3Driver(FsspecDriver):
     def read(self, path: str, start: int, end: int | None) -> bytes:
         if end is not None and end <= start and (start < 0) == (end < 0):
             return self.read(path, 0, 1)[:0]  # HTTP has no empty range; and a missing object is missing
-        whole = start == 0 and end is None
-        options: dict[str, Any] = {"max_concurrency": 1} if whole else {"start": start, "end": end}
-        try:
-            return bytes(self._call(self._fs._cat_file, path, **options))
+        try:  # always with a range, for the whole object too: without one s3fs asks for the size first
+            return bytes(self._call(self._fs._cat_file, path, start=start, end=end))
         except OSError as error:
             if _code(error) in _RANGE:
                 return b""

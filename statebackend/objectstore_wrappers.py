@@ -53,11 +53,12 @@ class RetryPolicy:
 class RetryingObjectStore:
     """Tries again after `StorageUnavailableError`, with full jitter; a try that takes too long counts as one.
 
-    Not tried again here: a full disk and a lost permission (they do not pass within seconds; the next checkpoint
-    tries again), every other error, and **``put_if_absent``**. Its second try could meet the object of the first
-    one and call it somebody else's, so it is tried once (within the timeout), and the error goes to the caller, who
-    reads back and recognises its own bytes. The other operations may be repeated, and a try that timed out may still
-    take effect later: harmless, since no name is ever used again with other bytes.
+    Not tried again here: a full disk, and what else an operator has to mend such as a lost permission (a cause that is
+    a ``PermissionError``), since they do not pass within seconds and the next checkpoint tries again; every error but
+    `StorageUnavailableError`; and **``put_if_absent``**. Its second try could meet the object of the first one and
+    call it somebody else's, so it is tried once (within the timeout), and the error goes to the caller, who reads back
+    and recognises its own bytes. The other operations may be repeated, and a try that timed out may still take effect
+    later: harmless, since no name is ever used again with other bytes.
     """
 
     def __init__(

@@ -8,7 +8,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
+from rich.text import Text
 
 from statebackend.bench import Figure
 from statebackend.inspect import StoreView
@@ -28,10 +30,22 @@ __all__ = [
 ]
 
 
+class TitledTable(Table):
+    """A table whose title is a line of its own, however narrow the table."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if self.heading:
+            yield Text(self.heading, style="bold")
+        yield from super().__rich_console__(console, options)
+
+    heading: str = ""
+
+
 def _table(
     title: str, *columns: str, right: Sequence[str] = (), fold: Sequence[str] = (), header: bool = True
 ) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_header=header)
+    table = TitledTable(box=box.SIMPLE_HEAD, show_header=header)
+    table.heading = title
     for name in columns:
         table.add_column(name, justify="right" if name in right else "left", no_wrap=name not in fold, overflow="fold")
     return table
@@ -44,7 +58,7 @@ def manifests_table(view: StoreView) -> Table:
     by_number = {int(m.number): m for m in view.manifests}
     for number in view.numbers[: len(by_number) + len(view.unreadable)]:
         if number in view.unreadable:
-            table.add_row(str(number), *["?"] * 6, f"[red]{type(view.unreadable[number]).__name__}[/]")
+            table.add_row(str(number), *["?"] * 6, type(view.unreadable[number]).__name__)
         elif number in by_number:
             m = by_number[number]
             files = m.files.values()

@@ -123,6 +123,7 @@ class StateStore:
                 runtime.io_executor,
                 storage_options=storage_options,
                 allow_unsafe_create=allow_unsafe_create,
+                timeout_s=settings.request_timeout_s,
             )
             policy = RetryPolicy(timeout_s=settings.request_timeout_s)
             counted = CountingObjectStore(RetryingObjectStore(inner, policy, sleep=clock.sleep, rng=rng))

@@ -125,7 +125,7 @@ def _life(events: Events, seconds: float, interval_s: float | None, sink_kind: s
             clock["events"] = (number - start) * BATCH_ROWS
 
         context = StreamContext(
-            name="bench", state=f"{directory}/state", checkpoint_interval=interval_s if interval_s else 1e9
+            name="bench", state=f"{directory}/state", checkpoint_interval=interval_s or 1e9
         )
         stream = context.from_batches(feed, schema=SCHEMA, event_time="ts", max_disorder=timedelta(milliseconds=500))
         windows = stream.window([col("key")], _aggregates("value"), timedelta(milliseconds=WINDOW_MS))
@@ -164,7 +164,8 @@ def _datafusion_in_one_batch(events: Events, batches: int = 320) -> float:
     began = time.perf_counter()
     rows = 0
     for out in context.sql(
-        "SELECT date_bin(INTERVAL '10 seconds', ts) AS w, key, count(*), sum(value), min(value), max(value), avg(value) "
+        "SELECT date_bin(INTERVAL '10 seconds', ts) AS w, key, "
+        "count(*), sum(value), min(value), max(value), avg(value) "
         "FROM events GROUP BY 1, 2"
     ).execute_stream():
         rows += out.to_pyarrow().num_rows

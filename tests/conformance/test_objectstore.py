@@ -19,7 +19,6 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from statebackend import objectstore
 from statebackend.errors import (
     AtomicCreateError,
     ObjectMissingError,
@@ -30,6 +29,7 @@ from statebackend.errors import (
 )
 from statebackend.objectstore import TEMP_PREFIX, FsspecObjectStore, ObjectStore, PutResult, open_object_store
 from statebackend.objectstore_wrappers import CountingObjectStore, OperationCount, RetryingObjectStore, RetryPolicy
+from tests.conformance.conftest import Place
 from tests.support.faulty_objectstore import CrashedError, FaultPlan, FaultyObjectStore, ManualClock, When
 
 run = asyncio.run
@@ -41,12 +41,14 @@ def executor() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-@pytest.fixture(params=["local", "memory", "counting(retrying(local))"])
-def store(request: pytest.FixtureRequest, tmp_path: Path, executor: ThreadPoolExecutor) -> ObjectStore:
-    if request.param == "memory":
-        return open_object_store(f"memory://{uuid.uuid4().hex}/state", executor)
-    local = open_object_store(tmp_path / "not yet" / "there", executor)
-    return local if request.param == "local" else CountingObjectStore(RetryingObjectStore(local))
+@pytest.fixture(params=["local", "memory", "s3", "obstore-memory", "obstore-s3", "counting(retrying(local))"])
+def store(
+    request: pytest.FixtureRequest, place_of: Callable[[str], Place], executor: ThreadPoolExecutor
+) -> ObjectStore:
+    kind = request.param
+    place = place_of("local" if "(" in kind else kind)
+    store = open_object_store(place.url, executor, storage_options=place.options)
+    return CountingObjectStore(RetryingObjectStore(store)) if "(" in kind else store
 
 
 @pytest.fixture
@@ -237,7 +239,7 @@ def test_a_full_disk_leaves_no_object_and_no_temporary_file(
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patched:
-        patched.setattr(objectstore.os, call, full)
+        patched.setattr(os, call, full)
         for name in ("sst/new", "sst/old"):
             with pytest.raises(StorageFullError, match=name) as caught:
                 run(put(local, name, b"new"))
@@ -251,12 +253,13 @@ def test_short_writes_of_the_system_are_continued(
     local: FsspecObjectStore, monkeypatch: pytest.MonkeyPatch, put: Put
 ) -> None:
     write = os.write
-    monkeypatch.setattr(objectstore.os, "write", lambda fd, data: write(fd, data[:1000]))
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:1000]))
     data = os.urandom(10_500)
     run(put(local, "x", data))
     assert run(local.get("x")) == data
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc to tell which file is synced")
 @both_puts
 def test_file_is_synced_before_it_gets_its_name_and_its_directory_after(
     tmp_path: Path, local: FsspecObjectStore, monkeypatch: pytest.MonkeyPatch, put: Put
@@ -265,12 +268,12 @@ def test_file_is_synced_before_it_gets_its_name_and_its_directory_after(
     fsync = os.fsync
 
     def watched(fd: int) -> None:
-        synced = Path(os.readlink(f"/proc/self/fd/{fd}"))
+        synced = Path(f"/proc/self/fd/{fd}").readlink()
         named = (tmp_path / "a/b/x").exists()
         events.append(f"{'file' if synced.name.startswith(TEMP_PREFIX) else synced.relative_to(tmp_path)} {named}")
         fsync(fd)
 
-    monkeypatch.setattr(objectstore.os, "fsync", watched)
+    monkeypatch.setattr(os, "fsync", watched)
     run(put(local, "a/b/x", b"data"))
     # The new directories first, each in its parent; then the file; then its name.
     assert events == ["a False", ". False", "file False", "a/b True"]
@@ -309,7 +312,7 @@ def test_lost_permission_is_an_error_that_names_the_object_and_the_cause(
 
     monkeypatch.setattr(Path, "open", deny)
     monkeypatch.setattr(Path, "unlink", deny)
-    monkeypatch.setattr(objectstore.os, "open", deny)
+    monkeypatch.setattr(os, "open", deny)
     monkeypatch.setattr(os, "scandir", deny)
     args: dict[str, tuple[Any, ...]] = {"get_range": (0, 1), "put": (b"",), "put_if_absent": (b"",)}
     name = "sst/" if operation == "list" else "sst/1"
@@ -386,7 +389,7 @@ class _OddFilesystem:
 def test_a_filesystem_that_may_not_create_atomically_is_refused_unless_the_user_insists(
     executor: ThreadPoolExecutor,
 ) -> None:
-    with pytest.raises(AtomicCreateError, match="odd://bucket.*_OddFilesystem"):
+    with pytest.raises(AtomicCreateError, match=r"odd://bucket.*_OddFilesystem"):
         FsspecObjectStore(_OddFilesystem(), "bucket", executor)
     store = FsspecObjectStore(_OddFilesystem(), "bucket", executor, allow_unsafe_create=True)
 

@@ -26,6 +26,7 @@ from statebackend import (
     backend_names,
     open_backend,
 )
+from tests.conformance.conftest import Place
 from tests.support.stores import KV, LOG, job
 
 Open = Callable[[], StateBackend]
@@ -46,17 +47,20 @@ SUMS = TableSpec(
 )
 
 
-@pytest.fixture(params=["lsm-local", "lsm-memory", "memory"])
-def open_again(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
+@pytest.fixture(params=["lsm-local", "lsm-memory", "lsm-s3", "memory", "slatedb"])
+def open_again(request: pytest.FixtureRequest, tmp_path: Path, place_of: Callable[[str], Place]) -> Iterator[Open]:
     opened: list[StateBackend] = []
     name = f"{request.node.name}-{tmp_path.name}"
+    place = place_of(request.param.removeprefix("lsm-") if "-" in request.param else "memory")
 
     def open_() -> StateBackend:
         if request.param == "memory":
             opened.append(open_backend(name, backend="memory"))
+        elif request.param == "slatedb":
+            opened.append(open_backend(str(tmp_path / "slate"), backend="slatedb"))
         else:
-            url = str(tmp_path / "state") if request.param == "lsm-local" else f"memory://{name}"
-            opened.append(open_backend(url, settings=StoreSettings(block_rows=16, l0_files_max=2)))
+            settings = StoreSettings(block_rows=16, l0_files_max=2)
+            opened.append(open_backend(place.url, settings=settings, storage_options=place.options))
         return opened[-1]
 
     yield open_
@@ -89,7 +93,7 @@ def final(table: Any, **options: Any) -> list[tuple[Any, ...]]:
 
 
 def test_the_names_of_the_backends_are_registered() -> None:
-    assert {"lsm", "memory"} <= set(backend_names())
+    assert {"lsm", "memory", "slatedb"} <= set(backend_names())
     with pytest.raises(ValueError, match="no state backend 'nope'"):
         open_backend("x", backend="nope")
 

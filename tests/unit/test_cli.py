@@ -40,6 +40,8 @@ def test_ls_and_show_tell_what_is_there(url: str, capsys: pytest.CaptureFixture[
     assert code == 0
     assert "checkpoint 3" in out
     assert "kv" in out
+    code, out = run(capsys, "show", url)
+    assert "int64" in out
     code, out = run(capsys, "show", url, "--checkpoint", "2")
     assert code == 0
     assert '{"next": 1}' in out
