@@ -27,7 +27,6 @@ from statebackend.errors import (
     CorruptionError,
     FencedError,
     StateStoreError,
-    StorageFullError,
     StorageUnavailableError,
 )
 from statebackend.ids import CheckpointId, SequenceNumber
@@ -35,7 +34,7 @@ from statebackend.manifest import CheckpointCommit, Manifest
 from statebackend.manifest_store import Clock, FenceableManifest
 from statebackend.memtable import FrozenMemTable
 from statebackend.merge import TableLayout
-from statebackend.objectstore import ObjectStore, PutResult
+from statebackend.objectstore_base import ObjectStore, PutResult, needs_operator
 from statebackend.runtime import IsolatedRuntime
 from statebackend.settings import StoreSettings
 from statebackend.sstable import EncodedSSTable, SSTableMeta, encode_sstable
@@ -261,10 +260,8 @@ async def upload_sstable(
                 if present != table.data:
                     raise CorruptionError(f"{table.meta.name}: exists with other bytes than this writer's")
             return
-        except StorageFullError:
-            raise
-        except StorageUnavailableError:
-            if clock.monotonic() + pause > deadline:
+        except StorageUnavailableError as error:
+            if needs_operator(error) or clock.monotonic() + pause > deadline:
                 raise
             await clock.sleep(pause * (0.5 + rng.random()))
             pause = min(pause * 2, 2.0)

@@ -9,9 +9,12 @@ Invariants:
 * A manifest is never rewritten; numbers grow by one.
 * Every file that a manifest names was completely written before the manifest was.
 * An owner commits only while its epoch is the newest; a higher one means `FencedError`.
-* "Exists" is no verdict: the object is read back, and one's own attempt is a success. An attempt
-  whose outcome is unknown is repeated with the same bytes under the same number, so that it can
-  succeed once at most, however late the first request arrives.
+* "Exists" is no verdict: the object is read back, and one's own attempt is a success. A request
+  whose outcome is unknown is repeated under the same number, so that one of them can succeed at most.
+  Each has an attempt id of its own: should the first one arrive when the number was collected, it is
+  not taken for the second one, on which others have built.
+* What was listed and then read counts only if it is among the newest two of another listing: so it
+  was not collected and created again by a stalled writer in between.
 * A manifest reached by probing counts only if the one where the probe began is still there
   afterwards. A created manifest counts only if its parent is still the one it was built on. Both
   are void when numbers were collected meanwhile; then a listing decides.
@@ -23,6 +26,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from statebackend.errors import (
     CommitUnknownError,
@@ -34,7 +38,7 @@ from statebackend.errors import (
 from statebackend.ids import AttemptId, ManifestNumber, StoreId, WriterEpoch, WriterId
 from statebackend.manifest import Manifest
 from statebackend.manifest_codec import decode_manifest, encode_manifest
-from statebackend.objectstore import ObjectStore, PutResult
+from statebackend.objectstore_base import ObjectStore, PutResult, needs_operator
 
 __all__ = ["Clock", "FenceableManifest", "ManifestStore", "SystemClock", "manifest_name", "new_id"]
 
@@ -110,9 +114,13 @@ class ManifestStore:
 
     async def latest_listed(self) -> Manifest | None:
         """The newest manifest, by listing, or None in an empty store."""
+        found: Manifest | None = None
         while numbers := await self.numbers():
-            if (latest := await self.read(numbers[-1])) is not None:
-                return await self.latest(latest)
+            # The newest two are never collected. What is still one of them after it was read never was,
+            # so it is not what a stalled writer created under a number that was collected meanwhile.
+            if found is not None and found.number >= numbers[-1] - 1:
+                return found
+            found = await self.read(numbers[-1])
         return None
 
     async def latest(self, known: Manifest) -> Manifest:
@@ -174,8 +182,8 @@ class FenceableManifest:
                 writer_id=writer_id, attempt_id=AttemptId(new_id(rng)), created_ms=clock.now_ms()
             ).opened_by_writer()
             view = cls(store, base, writer_id, clock, rng, timeout_s)
-            if await view._publish(candidate, deadline):
-                view._manifest, view._epoch = candidate, candidate.writer_epoch
+            if (published := await view._publish(candidate, deadline)) is not None:
+                view._manifest, view._epoch = published, published.writer_epoch
                 return view, base
             found = await store.latest_listed()
 
@@ -213,26 +221,33 @@ class FenceableManifest:
         following = base.next(
             writer_id=self._writer_id, attempt_id=AttemptId(new_id(self._rng)), created_ms=self._clock.now_ms()
         )
-        candidate = transition(following)
-        if not await self._publish(candidate, deadline):
-            return None
-        self._manifest = candidate
-        return candidate
+        published = await self._publish(transition(following), deadline)
+        if published is not None:
+            self._manifest = published
+        return published
 
-    async def _publish(self, candidate: Manifest, deadline: float) -> bool:
-        """Create ``candidate``; whether it is now part of the store's history."""
+    async def _publish(self, candidate: Manifest, deadline: float) -> Manifest | None:
+        """Create ``candidate``; what is now part of the store's history, or None if another took the number.
+
+        It is the candidate under one of the attempt ids with which it was sent.
+        """
         pause = 0.02
+        sent: dict[AttemptId, Manifest] = {}
         while True:
+            sent[candidate.attempt_id] = candidate
             try:
                 result = await self._store.create(candidate)
                 if result is PutResult.EXISTS:
                     present = await self._store.read(candidate.number)
-                    if present is None or present.attempt_id != candidate.attempt_id:
-                        return False
-                return await self._is_history(candidate)
+                    if present is None or present.attempt_id not in sent:
+                        return None
+                    candidate = sent[present.attempt_id]
+                return candidate if await self._is_history(candidate) else None
             except StorageUnavailableError as error:
-                # The request may have taken effect, now or later. The same bytes under the same
-                # number are sent again: whichever arrives first wins, and both are ours.
+                if needs_operator(error) and len(sent) == 1:
+                    raise
+                # The request may have taken effect, now or later. It is sent again under the same
+                # number: whichever arrives first wins, and both are ours.
                 if self._clock.monotonic() + pause > deadline:
                     raise CommitUnknownError(
                         f"{manifest_name(candidate.number)}: no answer in {self._timeout_s:g} s, the commit may or "
@@ -240,6 +255,7 @@ class FenceableManifest:
                     ) from error
                 await self._clock.sleep(pause * (0.5 + self._rng.random()))
                 pause = min(pause * 2, 2.0)
+                candidate = replace(candidate, attempt_id=AttemptId(new_id(self._rng)))
 
     async def _is_history(self, candidate: Manifest) -> bool:
         """Whether a manifest that was just created continues the history it was built on.

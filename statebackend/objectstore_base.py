@@ -113,6 +113,14 @@ def is_refusal(status: int, code: str) -> bool:
     return answered and status not in _PASSING_STATUS and code not in _PASSING_CODES
 
 
+def needs_operator(error: StorageUnavailableError) -> bool:
+    """Whether trying again within seconds is pointless: a full disk, a refusal, a path that cannot be."""
+    cause = error.__cause__
+    if isinstance(error, StorageFullError) or isinstance(cause, PermissionError):
+        return True
+    return isinstance(cause, OSError) and cause.errno in (errno.ENOENT, errno.ENOTDIR, errno.EROFS, errno.ENAMETOOLONG)
+
+
 def translated(error: OSError, action: str, where: str) -> StateStoreError:
     """The error a caller can act on.
 

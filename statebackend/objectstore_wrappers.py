@@ -15,8 +15,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from statebackend.errors import AtomicCreateError, StorageFullError, StorageUnavailableError
-from statebackend.objectstore_base import Data, ObjectStore, PutResult
+from statebackend.errors import AtomicCreateError, StorageUnavailableError
+from statebackend.objectstore_base import Data, ObjectStore, PutResult, needs_operator
 
 __all__ = ["CountingObjectStore", "CreateCheckingObjectStore", "OperationCount", "RetryPolicy", "RetryingObjectStore"]
 
@@ -101,7 +101,7 @@ class RetryingObjectStore:
             try:
                 return await self._once(action, call)
             except StorageUnavailableError as error:
-                if isinstance(error, StorageFullError) or isinstance(error.__cause__, PermissionError):
+                if needs_operator(error):
                     raise
             await self._sleep(self._rng.random() * min(policy.delay_s_max, policy.delay_s_initial * 2.0**retry))
         return await self._once(action, call)

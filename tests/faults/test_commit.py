@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from math import inf
 from pathlib import Path
@@ -181,6 +182,14 @@ def test_a_full_disk_fails_the_checkpoint_and_loses_nothing(world: World) -> Non
         store.checkpoint(job(2)).result(10)
     with world.open() as again:
         assert contents(again) == {"a": 1, "b": 2}
+
+
+def test_a_path_that_can_never_be_is_an_error_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a directory")
+    began = time.monotonic()
+    with pytest.raises(StorageUnavailableError, match="file"):
+        StateStore.open(tmp_path / "file" / "db")
+    assert time.monotonic() - began < 5, "what only an operator can mend is not tried again for a minute"
 
 
 def test_a_manifest_is_never_written_before_what_it_names(world: World) -> None:

@@ -657,7 +657,7 @@ def dirty() -> pa.Table:
 def test_a_bad_event_time_is_an_error_that_names_source_position_and_row() -> None:
     context = StreamContext(checkpoint_interval=None)
     context.from_batches(dirty().to_batches(max_chunksize=2), event_time="t", name="gate").sink(MemorySink())
-    with pytest.raises(BadEventTimeError, match=r"gate: column 't' is null.*row 0 of the batch that ends at batches 2, rows 4"):
+    with pytest.raises(BadEventTimeError, match=r"gate: column 't' is null.*row 0 of .* ends at batches 2, rows 4"):
         context.run()
     table = dirty().slice(3)
     context = StreamContext(checkpoint_interval=None)
