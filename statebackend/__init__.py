@@ -8,10 +8,10 @@ General layout, from the ground up (each module imports only from those above it
     format  keys                          envelope, canonical keys and their hash
     prepared  plan_surgery  aggregate_*   DataFusion: partial, reduce and final plans of one aggregation,
     state_layout  accumulators            and their face
-    merge  memtable  sstable  probe       tables in memory and in files
+    merge  memtable  sstable  probe       pieces of tables in memory and in files
     manifest  manifest_codec  manifest_store   the manifest, its transitions, its publication
     flusher  compaction  compactor        background work
-    table  store                          the store
+    buffered_table  table  store          the store
     kv                                    a plain key-value face
     lsm_backend  memory_backend           implementations of the StateBackend protocol in `backend`;
     slatedb_backend  slatedb_*            SlateDB as another, registered as a third party would

@@ -23,7 +23,6 @@ from dataclasses import dataclass, replace
 
 from statebackend.backend import Checkpoint, JobState
 from statebackend.errors import (
-    CommitConflictError,
     CorruptionError,
     FencedError,
     StateStoreError,
@@ -113,25 +112,28 @@ class MemtableFlusher:
         """Commit ``transition``, reloading and applying it again whenever another commit came first.
 
         Raises `FencedError` when a newer writer owns the store, `CommitUnknownError` when the
-        outcome stays unknown, `StorageUnavailableError` when the manifest cannot be read, and
-        `CommitConflictError` when the transition no longer fits or others win until the deadline.
+        outcome stays unknown, `StorageUnavailableError` when the manifest cannot be read or others win
+        until the deadline, and `CommitConflictError` when the transition no longer fits.
         """
         deadline = self._clock.monotonic() + self._settings.commit_timeout_s
         async with self._commit:
             if self.fatal is not None:
                 raise self.fatal
             try:
+                conflicts = 0
                 while True:
                     if self._must_load:
                         await self.load_manifest()
-                    if (manifest := await self.write_manifest(transition, deadline)) is not None:
-                        self.commits += 1
-                        return manifest
-                    if self._clock.monotonic() > deadline:
-                        raise CommitConflictError(
+                    # One conflict is never the end: it may be an attempt of one's own that arrived late.
+                    if conflicts > 1 and self._clock.monotonic() > deadline:
+                        raise StorageUnavailableError(
                             f"manifest {self.manifest.number + 1}: other commits came first for "
                             f"{self._settings.commit_timeout_s:g} s"
                         )
+                    if (manifest := await self.write_manifest(transition, deadline)) is not None:
+                        self.commits += 1
+                        return manifest
+                    conflicts += 1
             except (FencedError, CorruptionError) as error:
                 self.fatal = error
                 raise
@@ -176,18 +178,22 @@ class MemtableFlusher:
         self,
         frozen: Sequence[FrozenMemTable],
         layout: TableLayout,
-        on_upload: Callable[[FrozenMemTable, EncodedSSTable | None], None],
+        on_upload: Callable[[FrozenMemTable, SSTableMeta | None, EncodedSSTable | None], None],
     ) -> None:
         """Upload frozen MemTables of one table, oldest first, before the checkpoint that will name them.
 
         Their sequences are above the low mark of every checkpoint cut before, so they belong to the next.
+        Those that a failed checkpoint has uploaded are reported as well: a file must not hold newer rows
+        than a MemTable that is still in memory. ``on_upload`` gets None for the file if no row is alive.
         """
         async with self._turn:
             for one in frozen:
                 if self.fatal is not None:
                     raise self.fatal
-                if one.sequence > self._committed_mark and one.sequence not in self._uploaded:
-                    on_upload(one, await self._flush_one(one, layout, one.watermark))
+                if one.sequence > self._committed_mark:
+                    encoded = await self._flush_one(one, layout, one.watermark)
+                    _, meta = self._uploaded.get(one.sequence, (one.table, None))
+                    on_upload(one, meta, encoded)
 
     async def _flush_one(
         self, frozen: FrozenMemTable, layout: TableLayout, watermark: int | None

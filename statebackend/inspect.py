@@ -63,19 +63,23 @@ def read_store(url: str, *, manifests_max: int = 1000, storage_options: Mapping[
 
 
 async def _read(url: str, store: ManifestStore, objects: Any, manifests_max: int) -> StoreView:
-    numbers = sorted(await store.numbers(), reverse=True)
-    if not numbers:
-        raise CheckpointNotFoundError(f"{url}: no state store here (no manifest below manifest/)")
-    found: list[Manifest] = []
-    unreadable: dict[int, StateStoreError] = {}
-    for number in numbers[:manifests_max]:
-        try:
-            manifest = await store.read(number)
-        except StateStoreError as error:
-            unreadable[number] = error
-            continue
-        if manifest is not None:
-            found.append(manifest)
+    while True:
+        numbers = sorted(await store.numbers(), reverse=True)
+        if not numbers:
+            raise CheckpointNotFoundError(f"{url}: no state store here (no manifest below manifest/)")
+        found: list[Manifest] = []
+        unreadable: dict[int, StateStoreError] = {}
+        for number in numbers[:manifests_max]:
+            try:
+                manifest = await store.read(number)
+            except StateStoreError as error:
+                unreadable[number] = error
+                continue
+            if manifest is not None:
+                found.append(manifest)
+        # The newest two are never collected: what is still one of them was not collected while it was read.
+        if numbers[0] >= max(await store.numbers(), default=0) - 1:
+            break
     return StoreView(
         url=url,
         numbers=tuple(numbers),

@@ -184,6 +184,9 @@ class SlateStateBackend:
             self._runtime.submit(self._shut_down())
         self._runtime.close(deadline_s)
 
+    def relieve(self) -> None:
+        """Rows wait in memory for their checkpoint: half of one must not be in the database."""
+
     def check_usable(self) -> None:
         """Raise `StoreClosedError` or `FencedError` when this backend must not be used any more."""
         if self._closed:

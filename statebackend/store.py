@@ -35,7 +35,7 @@ from statebackend.objectstore import ObjectStore, open_object_store
 from statebackend.objectstore_wrappers import CountingObjectStore, RetryingObjectStore, RetryPolicy
 from statebackend.runtime import IsolatedRuntime
 from statebackend.settings import StoreSettings
-from statebackend.sstable import EncodedSSTable
+from statebackend.sstable import EncodedSSTable, SSTableMeta
 from statebackend.table import LsmTable
 from statebackend.tables import TableSpec
 
@@ -260,11 +260,13 @@ class StateStore:
     def _memory_bytes(self) -> int:
         return sum(t.memory_bytes for t in tuple(self._tables.values()))
 
-    def _flushed_early(self, table: LsmTable, frozen: FrozenMemTable, encoded: EncodedSSTable | None) -> None:
+    def _flushed_early(
+        self, table: LsmTable, frozen: FrozenMemTable, meta: SSTableMeta | None, encoded: EncodedSSTable | None
+    ) -> None:
         if encoded is not None:
             self.reader.keep(encoded)
         with self.lock:
-            table.flushed_early(frozen.sequence, encoded.meta if encoded is not None else None)
+            table.flushed_early(frozen.sequence, meta)
 
     def read(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run a read on the runtime and wait for it."""

@@ -18,15 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from statebackend.backend import LookupResult
+from statebackend.buffered_table import BufferedTable, BufferHost
 from statebackend.cache import BlockReader
 from statebackend.compaction import KeyRange, plan_ranges
-from statebackend.errors import SchemaMismatchError
-from statebackend.keys import canonicalise
-from statebackend.memtable import FrozenMemTable, MemTable, Piece, null_row_batch
+from statebackend.memtable import FrozenMemTable, Piece
 from statebackend.merge import HASH_COLUMN, TOMBSTONE_COLUMN, TableLayout, concat, key_prefixes
 from statebackend.probe import probe
 from statebackend.sstable import SSTableIndex, SSTableMeta
-from statebackend.tables import TableKind, TableOrder, TableSpec
+from statebackend.tables import TableOrder
 
 __all__ = ["LsmTable", "TableHost"]
 
@@ -36,17 +35,10 @@ _SCAN_ROWS = 1 << 17
 """Rows that a scan in key order merges at once."""
 
 
-class TableHost(Protocol):
+class TableHost(BufferHost, Protocol):
     """What a table needs of the store that it belongs to."""
 
-    lock: Any
     reader: BlockReader
-
-    def check_usable(self) -> None:
-        """Raise the error that ended the store, if one did."""
-
-    def relieve(self) -> None:
-        """Called after every write, without the lock: flush early, or wait, when memory is short."""
 
     def read(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run a read on the store's runtime and wait for it."""
@@ -61,61 +53,16 @@ class _View:
     watermark: int | None
 
 
-class LsmTable:
+class LsmTable(BufferedTable):
     """A `StateTable` of the LSM store."""
 
     def __init__(self, host: TableHost, layout: TableLayout, files: tuple[SSTableMeta, ...], watermark: int | None):
-        self._host = host
-        self.layout = layout
+        super().__init__(host, layout, watermark)
+        self._store = host
         # State below is protected by the store's lock.
-        self.memtable = MemTable(layout)
         self.frozen: tuple[FrozenMemTable, ...] = ()
         self.files = files
         self.early: tuple[tuple[int, SSTableMeta], ...] = ()  # flushed before their checkpoint, by sequence
-        self._watermark = watermark
-
-    @property
-    def spec(self) -> TableSpec:
-        """The declaration of the table."""
-        return self.layout.spec
-
-    @property
-    def watermark(self) -> int | None:
-        """Rows with a time below this are dead and hidden; None before the first `expire`."""
-        return self._watermark
-
-    def write(self, batch: pa.RecordBatch) -> None:
-        """Upsert, merge or append the rows, by the kind of the table.
-
-        Raises `SchemaMismatchError` when the columns differ from the table's.
-        """
-        self._host.check_usable()
-        self.layout.check(batch)
-        with self._host.lock:
-            self.memtable.append(batch)
-        self._host.relieve()
-
-    def delete(self, keys: pa.RecordBatch) -> None:
-        """Delete the rows of these keys. Columns: the key columns. Upsert tables only."""
-        self._host.check_usable()
-        if self.spec.kind is not TableKind.UPSERT:
-            raise ValueError(
-                f"table {self.spec.name!r}: rows of kind {self.spec.kind.value!r} expire; no delete by key"
-            )
-        self._check_keys(keys)
-        with self._host.lock:
-            self.memtable.append(null_row_batch(self.spec.schema, keys), tombstone=True)
-        self._host.relieve()
-
-    def expire(self, before: int) -> None:
-        """Declare all rows with a time below ``before`` (in the unit of the time column) dead."""
-        self._host.check_usable()
-        if self.spec.time_field is None:
-            raise ValueError(f"table {self.spec.name!r}: no time_field, so nothing can expire")
-        with self._host.lock:
-            if self._watermark is None or before > self._watermark:
-                self._watermark = before
-                self.memtable.expire(before)
 
     def scan(
         self,
@@ -125,22 +72,18 @@ class LsmTable:
         merged: bool = True,
     ) -> list[pa.RecordBatch]:
         """Live rows with ``start <= time < end``; see `StateTable.scan`."""
-        self._host.check_usable()
+        self._check_scan(time_range, merged=merged)
         start, end = time_range
-        if self.spec.time_field is None and (start is not None or end is not None):
-            raise ValueError(f"table {self.spec.name!r}: a time range needs a time_field")
         with self._view() as view:
             if view.watermark is not None and (start is None or start < view.watermark):
                 start = view.watermark
             files = [f for f in view.files if _touches(f, start, end)]
-            batches = self._host.read(lambda: self._read_files(files, start, end)) if files else []
+            batches = self._store.read(lambda: self._read_files(files, start, end)) if files else []
         if merged:
             pieces = [*batches, *(p.to_stored(self.layout) for p in view.pieces)]
             alive = [self.layout.alive(p, start, end) for p in pieces]
             batches = [self.layout.merge(alive, drop_tombstones=True)]
         else:
-            if self.spec.kind is not TableKind.AGGREGATE:
-                raise ValueError(f"table {self.spec.name!r}: only partial states can be read unmerged")
             batches = [self.layout.alive(b, start, end) for b in (*batches, *(p.batch for p in view.pieces))]
         return [self.layout.to_user(b, columns) for b in batches if b.num_rows]
 
@@ -154,14 +97,14 @@ class LsmTable:
             raise ValueError(f"table {self.spec.name!r}: order {self.spec.order.value!r} has no key ranges")
         with self._view() as view:
             memory = self.layout.merge([p.to_stored(self.layout) for p in view.pieces])
-            indexes = self._host.read(lambda: self._indexes(view.files))
+            indexes = self._store.read(lambda: self._indexes(view.files))
             for keys in plan_ranges(self.spec, indexes, _SCAN_ROWS):
                 if self._outside(keys, start, end):
                     continue
                 pieces = []
                 for meta in view.files:
-                    pieces += self._host.read(
-                        partial(self._host.reader.read_range, self.layout, meta, keys.low, keys.high)
+                    pieces += self._store.read(
+                        partial(self._store.reader.read_range, self.layout, meta, keys.low, keys.high)
                     )
                 rows = self.layout.merge(
                     [p[keys.select(self.layout.order_columns(p))] for p in (*pieces, memory)], drop_tombstones=True
@@ -171,7 +114,7 @@ class LsmTable:
                     yield self.layout.to_user(rows, None)
 
     async def _indexes(self, files: Sequence[SSTableMeta]) -> list[SSTableIndex]:
-        return [await self._host.reader.index(meta) for meta in files]
+        return [await self._store.reader.index(meta) for meta in files]
 
     def _outside(self, keys: KeyRange, start: bytes | None, end: bytes | None) -> bool:
         """Whether no key of the range can be asked for, by the first eight bytes."""
@@ -188,10 +131,6 @@ class LsmTable:
 
     def lookup(self, keys: pa.RecordBatch) -> LookupResult:
         """The row of each key; see `StateTable.lookup`."""
-        self._host.check_usable()
-        if self.spec.kind is TableKind.APPEND:
-            raise ValueError(f"table {self.spec.name!r}: an append table holds several rows of a key: scan it")
-        self._check_keys(keys)
         probes = self._probes(keys)
         with self._view() as view:
             if self.layout.merger is not None:
@@ -233,7 +172,7 @@ class LsmTable:
                     self._watermark,
                 )
                 if view.files:
-                    stack.enter_context(self._host.reader.using(view.files))
+                    stack.enter_context(self._store.reader.using(view.files))
             yield view
 
     async def _read_files(
@@ -241,19 +180,8 @@ class LsmTable:
     ) -> list[pa.RecordBatch]:
         batches: list[pa.RecordBatch] = []
         for meta in files:
-            batches.extend(await self._host.reader.read_times(self.layout, meta, start, end))
+            batches.extend(await self._store.reader.read_times(self.layout, meta, start, end))
         return batches
-
-    def _check_keys(self, keys: pa.RecordBatch) -> None:
-        expected = {k: self.spec.schema.field(k).type for k in self.spec.key}
-        found = dict(zip(keys.schema.names, keys.schema.types, strict=True))
-        if found != expected:
-            raise SchemaMismatchError(f"table {self.spec.name!r}: key columns are {expected}, got {found}")
-
-    def _probes(self, keys: pa.RecordBatch) -> pa.RecordBatch:
-        """The keys in stored form: canonical, with their hash."""
-        keys = canonicalise(keys.select(list(self.spec.key)))
-        return keys.append_column(HASH_COLUMN, pa.array(self.layout.hash_of(keys)))
 
     def _files_newest_first(
         self, probes: pa.RecordBatch, view: _View
@@ -265,7 +193,7 @@ class LsmTable:
             def read(rows: npt.NDArray[np.intp]) -> pa.RecordBatch:
                 wanted = np.sort(hashes[rows])
                 span = None if times is None else (int(times[rows].min()), int(times[rows].max()))
-                batches = self._host.read(lambda: self._host.reader.read_keys(self.layout, meta, wanted, span))
+                batches = self._store.read(lambda: self._store.reader.read_keys(self.layout, meta, wanted, span))
                 return concat(batches, self.layout.stored)
 
             return read
@@ -316,23 +244,8 @@ class LsmTable:
             piece.sorted = True
         return piece.to_stored(self.layout)
 
-    def _answer(self, rows: pa.RecordBatch, place: npt.NDArray[Any]) -> LookupResult:
-        hit = place >= 0
-        indices = pa.array(np.where(hit, place, 0), mask=~hit)
-        names = self.spec.schema.names
-        nullable = pa.schema([self.spec.schema.field(n).with_nullable(True) for n in names])
-        if not rows.num_rows:
-            arrays = [pa.nulls(len(hit), f.type) for f in nullable]
-            return LookupResult(pa.RecordBatch.from_arrays(arrays, schema=nullable), pa.array(hit))
-        return LookupResult(_nullable(rows.select(names).take(indices)).cast(nullable), pa.array(hit))
-
 
 def _touches(meta: SSTableMeta, start: int | None, end: int | None) -> bool:
     if meta.time_min is None or meta.time_max is None:
         return True
     return (start is None or meta.time_max >= start) and (end is None or meta.time_min < end)
-
-
-def _nullable(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The same columns, declared nullable: a missing key is a row of nulls."""
-    return pa.RecordBatch.from_arrays(batch.columns, schema=pa.schema([f.with_nullable(True) for f in batch.schema]))
