@@ -47,6 +47,7 @@ On the job's thread: ``barrier``, ``drained``, ``prepared``, ``handed_over``. On
 """
 
 _PASSING = (StorageUnavailableError, CommitUnknownError, OSError)
+_STATS_MAX = 10_000  # of a job that runs for ever, the newest are kept
 _FINAL_ATTEMPTS = 5
 _FINAL_BACKOFF_S = 0.2
 
@@ -227,6 +228,7 @@ class CheckpointCoordinator:
                 rows=checkpoint.rows_written,
             )
         )
+        del self.stats[:-_STATS_MAX]
         for request in running.requests:
             request.set_result(checkpoint)
         self._publishing = running
