@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from statebackend import Checkpoint, StateStore, StoreClosedError, StoreSettings
+from statebackend import Checkpoint, StateStore, StateStoreError, StoreClosedError, StoreSettings
 from statebackend.objectstore import FsspecObjectStore
 from tests.support.faulty_objectstore import FaultPlan, FaultyObjectStore
 from tests.support.stores import QUICK, World, contents, job, put
@@ -168,17 +169,20 @@ def test_leaving_without_close_neither_hangs_nor_loses_a_checkpoint(tmp_path: Pa
 
 
 def test_a_state_directory_deleted_under_a_running_store_is_a_clear_error(tmp_path: Path) -> None:
-    import shutil
-
-    from statebackend import StateStoreError
-
+    """Nothing is acknowledged any more, however often it is tried, and the message names what is gone."""
     with StateStore.open(tmp_path / "db", StoreSettings(commit_timeout_s=0.5)) as store:
         put(store, a=1)
         store.checkpoint(job(1)).result(10)
         shutil.rmtree(tmp_path / "db")
-        put(store, b=2)
-        with pytest.raises(StateStoreError, match="manifest"):
+
+        def write_and_commit() -> None:
+            put(store, b=2)
             store.checkpoint(job(2)).result(20)
+
+        for _ in range(3):
+            with pytest.raises(StateStoreError, match=r"sst/w1|manifest/"):
+                write_and_commit()
+        assert not store.health().ok
 
 
 def test_storage_calls_never_run_on_the_callers_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
