@@ -3,16 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SEEDS ?= 20000
+RACE_ROUNDS ?= 1000
 KILLS ?= 200
 
-.PHONY: help demo test lint format bench soak notebooks clean
+.PHONY: help demo test lint format bench simulate soak notebooks clean
 
 help:
 	@echo "make demo       flights through a windowed job that is killed three times; compares the outputs"
 	@echo "make test       all tests"
 	@echo "make lint       ruff and mypy --strict"
 	@echo "make bench      benchmarks; figures are printed and written to build/bench"
-	@echo "make soak       the large counts: KILLS=$(KILLS) real kills"
+	@echo "make simulate   SEEDS=$(SEEDS) simulated schedules of writers, compactor, collector and faults"
+	@echo "make soak       the large counts: KILLS=$(KILLS) real kills, RACE_ROUNDS=$(RACE_ROUNDS) races of eight openers"
 	@echo "make notebooks  execute the notebooks in place"
 
 $(VENV)/bin/python:
@@ -46,8 +48,11 @@ format: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
+simulate: $(VENV)/.dev
+	$(BIN)/python -m tests.simulation --seeds $(SEEDS)
+
 soak: $(VENV)/.dev
-	KILLS=$(KILLS) SEEDS=$(SEEDS) $(BIN)/python -m pytest -m soak -s --timeout=0 $(ARGS)
+	KILLS=$(KILLS) RACE_ROUNDS=$(RACE_ROUNDS) $(BIN)/python -m pytest -m soak -s --timeout=0 $(ARGS)
 
 notebooks: $(VENV)/.dev
 	$(BIN)/python -m tests.support.notebooks notebooks/*.ipynb

@@ -67,7 +67,7 @@ class MemtableFlusher:
         settings: StoreSettings,
         clock: Clock,
         rng: random.Random,
-        on_commit: Callable[[Manifest, Sequence[EncodedSSTable], SequenceNumber], None],
+        on_commit: Callable[[Manifest, Sequence[EncodedSSTable]], None],
     ) -> None:
         self._fenceable = fenceable
         self._objects = objects
@@ -231,7 +231,7 @@ class MemtableFlusher:
         self._committed_mark = request.low_mark
         self._uploaded = {s: u for s, u in self._uploaded.items() if s > request.low_mark}
         self._encoded = {s: e for s, e in self._encoded.items() if s > request.low_mark}
-        self._on_commit(manifest, written, request.low_mark)
+        self._on_commit(manifest, written)
         return manifest
 
 

@@ -79,7 +79,7 @@ class StateStore:
         self._store_id = fenceable.manifest.store_id
         self._flusher = MemtableFlusher(fenceable, objects, runtime, settings, clock, rng, self._committed)
         self._compactor = Compactor(
-            self._flusher, objects, self.reader, runtime, settings, clock, rng, self._layout_of, self._compacted
+            self._flusher, objects, self.reader, runtime, settings, clock, rng, self._layout_of, self._adopt
         )
         self._collector = GarbageCollector(objects, ManifestStore(objects), self.reader.in_use)
         # State below is protected by lock.
@@ -289,17 +289,17 @@ class StateStore:
             started=self._clock.monotonic(),
         )
 
-    def _committed(self, manifest: Manifest, written: Sequence[EncodedSSTable], low_mark: int) -> None:
+    def _committed(self, manifest: Manifest, written: Sequence[EncodedSSTable]) -> None:
         """A checkpoint was committed: frozen MemTables give way to files. Runs on the runtime's thread."""
         for table in written:
             self.reader.keep(table)
-        self._adopt(manifest, low_mark)
+        self._adopt(manifest)
         self._runtime.submit(self._compactor.run_if_due, background=True)
 
-    def _compacted(self, manifest: Manifest) -> None:
-        self._adopt(manifest, 0)
-
-    def _adopt(self, manifest: Manifest, low_mark: int) -> None:
+    def _adopt(self, manifest: Manifest) -> None:
+        """Read from the files of this manifest, and no longer from the frozen MemTables that are in them."""
+        # Its mark, not that of a request: the outcome of a checkpoint may become known by a compaction.
+        low_mark = manifest.low_marks.get(self._flusher.owner, 0)
         with self.lock:
             self._manifest = manifest
             for name, table in self._tables.items():
@@ -344,7 +344,8 @@ async def _take_over(
     objects: ObjectStore, clock: Clock, rng: random.Random, settings: StoreSettings
 ) -> tuple[FenceableManifest, Manifest]:
     manifests = ManifestStore(objects)
-    if not await manifests.numbers() and (orphans := await objects.list("sst/")):
+    # Listed before and after: another writer may have created the store in between.
+    if not await manifests.numbers() and (orphans := await objects.list("sst/")) and not await manifests.numbers():
         raise CorruptionError(
             f"{objects.describe()}: holds {len(orphans)} SSTables such as {orphans[0]} and no manifest: "
             "the manifests were deleted; refusing to start from nothing"
