@@ -1,0 +1,213 @@
+"""The simulator finds planted bugs: each is put in by replacing a method, and a few schedules must notice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from statebackend import compactor, flusher, garbage_collector, manifest, manifest_store
+from statebackend.errors import CommitConflictError, FencedError
+from statebackend.ids import AttemptId, ManifestNumber, SequenceNumber, StoreId, WriterEpoch, WriterId
+from statebackend.manifest import CompactionCommit, Manifest, RollbackCommit
+from statebackend.objectstore import PutResult
+from statebackend.sstable import SSTableMeta
+from statebackend.store import StateStore
+from tests.simulation.job import SEEN
+from tests.simulation.simulate import simulate
+
+Bug = Callable[[], Any]
+
+
+def sstable_after_its_manifest() -> Any:
+    upload = flusher.upload_sstable
+    running: set[asyncio.Task[None]] = set()
+
+    async def hurried(*args: Any) -> None:
+        running.add(asyncio.get_running_loop().create_task(upload(*args)))
+
+    return mock.patch.object(flusher, "upload_sstable", hurried)
+
+
+def conflict_taken_for_a_fence() -> Any:
+    write = manifest_store.FenceableManifest.write
+
+    async def fenced(self: Any, transition: Any, deadline: float) -> Any:
+        written = await write(self, transition, deadline)
+        if written is None:
+            raise FencedError("somebody took the number")
+        return written
+
+    return mock.patch.object(manifest_store.FenceableManifest, "write", fenced)
+
+
+def lost_response_taken_for_a_fence() -> Any:
+    write = manifest_store.FenceableManifest.write
+
+    async def not_read_back(self: Any, transition: Any, deadline: float) -> Any:
+        create = manifest_store.ManifestStore.create
+
+        async def creates(_: Any, candidate: Any) -> PutResult:
+            if (result := await create(self._store, candidate)) is PutResult.EXISTS:
+                raise FencedError("the number exists, so another writer must have taken it")
+            return result
+
+        with mock.patch.object(self._store, "create", creates.__get__(self._store)):
+            return await write(self, transition, deadline)
+
+    return mock.patch.object(manifest_store.FenceableManifest, "write", not_read_back)
+
+
+def deleted_number_committed_again() -> Any:
+    async def trusted(self: Any, candidate: Any) -> bool:
+        return True
+
+    return mock.patch.object(manifest_store.FenceableManifest, "_is_history", trusted)
+
+
+def files_added_twice_after_an_unknown_outcome() -> Any:
+    apply = manifest.CheckpointCommit.apply
+
+    def forgets_its_mark(self: Any, onto: Any) -> Any:
+        return apply(self, replace(onto, low_marks={k: v for k, v in onto.low_marks.items() if k != self.owner}))
+
+    return mock.patch.object(manifest.CheckpointCommit, "apply", forgets_its_mark)
+
+
+def tombstone_dropped_too_early() -> Any:
+    def merge(layout: Any, pieces: Any, plan: Any) -> Any:
+        return layout.merge(pieces, watermark=plan.watermark, drop_tombstones=True)
+
+    return mock.patch.object(compactor, "_merge_pieces", merge)
+
+
+def expired_row_resurrected_by_a_merge() -> Any:
+    apply = manifest.CompactionCommit.apply
+
+    def puts_back_the_table(self: Any, onto: Any) -> Any:
+        after = apply(self, onto)
+        state = replace(after.tables[self.table], watermark=None)
+        return replace(after, tables={**after.tables, self.table: state})
+
+    return mock.patch.object(manifest.CompactionCommit, "apply", puts_back_the_table)
+
+
+def merge_by_the_live_watermark() -> Any:
+    run = compactor.Compactor._run
+
+    async def runs(self: Any, plan: Any, layout: Any) -> bool:
+        store: StateStore = self._layout_of.__self__
+        return await run(self, replace(plan, watermark=store._tables[plan.table].watermark), layout)
+
+    return mock.patch.object(compactor.Compactor, "_run", runs)
+
+
+def collector_without_the_low_mark() -> Any:
+    verdict = garbage_collector._verdict
+
+    def hasty(found: Any, name: str) -> tuple[bool, str]:
+        goes, why = verdict(found, name)
+        return goes or why.startswith("its owner may still commit it"), why
+
+    return mock.patch.object(garbage_collector, "_verdict", hasty)
+
+
+def early_flush_below_the_low_mark() -> Any:
+    """The mark is the last sequence allotted when the manifest is made, not the last before the barrier."""
+    apply = manifest.CheckpointCommit.apply
+    init = flusher.MemtableFlusher.__init__
+    stores: dict[str, StateStore] = {}
+
+    def inits(self: Any, *args: Any) -> None:
+        init(self, *args)
+        stores[self.owner] = args[-1].__self__
+
+    def marks(self: Any, onto: Any) -> Any:
+        after = apply(self, onto)
+        return replace(after, low_marks={**after.low_marks, self.owner: stores[self.owner]._sequence})
+
+    patches = ExitStack()
+    patches.enter_context(mock.patch.object(flusher.MemtableFlusher, "__init__", inits))
+    patches.enter_context(mock.patch.object(manifest.CheckpointCommit, "apply", marks))
+    return patches
+
+
+def early_flush_leaves_older_rows_in_memory() -> Any:
+    """What a failed checkpoint has uploaded stays a MemTable, which reads as newer than the early file."""
+
+    async def skips(self: Any, frozen: Any, layout: Any, on_upload: Any) -> None:
+        async with self._turn:
+            for one in frozen:
+                if one.sequence > self._committed_mark and one.sequence not in self._uploaded:
+                    encoded = await self._flush_one(one, layout, one.watermark)
+                    on_upload(one, None if encoded is None else encoded.meta, encoded)
+
+    return mock.patch.object(flusher.MemtableFlusher, "flush_early", skips)
+
+
+BUGS: dict[str, tuple[Bug, str, range]] = {
+    "a manifest is written before its SSTable": (sstable_after_its_manifest, "do not exist", range(10)),
+    "a conflict is taken for a fence": (conflict_taken_for_a_fence, "is fenced", range(100)),
+    "a lost response is taken for a fence": (lost_response_taken_for_a_fence, "is fenced", range(100)),
+    "a deleted manifest number is committed again": (
+        deleted_number_committed_again,
+        "not in the history",
+        range(5, 205),
+    ),
+    "files are added again after an unknown outcome": (
+        files_added_twice_after_an_unknown_outcome,
+        "table log",
+        range(200),
+    ),
+    "a tombstone is dropped too early": (tombstone_dropped_too_early, "table", range(50)),
+    "a merge brings expired rows back": (expired_row_resurrected_by_a_merge, "extra", range(50)),
+    "a merge drops by the live watermark": (merge_by_the_live_watermark, "missing", range(50, 250)),
+    "the collector ignores the low mark": (collector_without_the_low_mark, "do not exist", range(100)),
+    "an early flush is below the low mark": (early_flush_below_the_low_mark, "missing", range(200)),
+    "an early flush leaves older rows in memory": (early_flush_leaves_older_rows_in_memory, "extra", range(200)),
+}
+
+
+@pytest.mark.parametrize(("bug", "problem", "seeds"), BUGS.values(), ids=BUGS.keys())
+def test_the_simulator_finds_a_planted_bug(bug: Bug, problem: str, seeds: range) -> None:
+    found: list[str] = []
+    for seed in seeds:
+        with bug():
+            if (violated := simulate(seed).problem) is not None:
+                found.append(violated)
+                if problem in violated:
+                    return
+    pytest.fail(f"not found in {len(seeds)} schedules; others were: {found}")
+
+
+def test_a_merge_that_a_rollback_overtook_is_abandoned() -> None:
+    """Its inputs may be there again after the rollback, but so may be the rows that it dropped by a later watermark."""
+    state = manifest.TableState(spec=SEEN, watermark=10, files=tuple(sstable(n, 0, 20) for n in (1, 2)))
+    before = Manifest(
+        number=ManifestNumber(5), parent_attempt=AttemptId("a4"), store_id=StoreId("s"), writer_epoch=WriterEpoch(1),
+        writer_id=WriterId("w"), attempt_id=AttemptId("a5"), created_ms=0, tables={"seen": state},
+    )  # fmt: skip
+    target = replace(before, tables={"seen": replace(state, watermark=None)})
+    merged = CompactionCommit(
+        table="seen", timeline=0, owner="c1-0-0", sequence=SequenceNumber(1), inputs=state.files,
+        output=(sstable(3, 10, 20),),
+    )  # fmt: skip
+    after = RollbackCommit(target=target, retained_max=3).apply(before)
+    assert merged.apply(before).tables["seen"].files == merged.output
+    with pytest.raises(CommitConflictError, match="rolled back"):
+        merged.apply(after)
+    lost = replace(merged, timeline=after.timeline).apply(after)  # what would be without the rule
+    assert lost.tables["seen"].watermark is None
+    assert min(f.time_min for f in lost.tables["seen"].files) == 10
+
+
+def sstable(sequence: int, time_min: int, time_max: int) -> SSTableMeta:
+    return SSTableMeta(
+        name=f"sst/w1-0-0-{sequence}.arrow", level=0, run=None, sequence=sequence, rows=1, size=100, tail_bytes=10,
+        tail_checksum=0, hash_min=0, hash_max=9, time_min=time_min, time_max=time_max,
+    )  # fmt: skip
