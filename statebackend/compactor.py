@@ -58,6 +58,7 @@ class Compactor:
         self._rng = rng
         self._layout_of = layout_of
         self._on_commit = on_commit
+        self._owner = f"c{flusher.manifest.compactor_epoch}-0-0"  # of this opening; a successor has another
         self._running = False
         self._sequence = 0
         self.last_error: BaseException | None = None
@@ -96,7 +97,7 @@ class Compactor:
 
     async def _merge(self, plan: CompactionPlan, layout: TableLayout) -> CompactionCommit:
         """Write the run, range by range and file by file; memory is bounded by ``compaction_rows``."""
-        owner = f"c{self._flusher.manifest.compactor_epoch}-0-0"
+        owner = self._owner
         run = f"{owner}-{self._sequence + 1}"
         size, rows = sum(f.size for f in plan.inputs), sum(f.rows for f in plan.inputs)
         file_rows = max(self._settings.block_rows, rows * self._settings.file_bytes_max // max(size, 1))

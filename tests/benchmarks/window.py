@@ -124,9 +124,7 @@ def _life(events: Events, seconds: float, interval_s: float | None, sink_kind: s
                 number += 1
             clock["events"] = (number - start) * BATCH_ROWS
 
-        context = StreamContext(
-            name="bench", state=f"{directory}/state", checkpoint_interval=interval_s or 1e9
-        )
+        context = StreamContext(name="bench", state=f"{directory}/state", checkpoint_interval=interval_s or 1e9)
         stream = context.from_batches(feed, schema=SCHEMA, event_time="ts", max_disorder=timedelta(milliseconds=500))
         windows = stream.window([col("key")], _aggregates("value"), timedelta(milliseconds=WINDOW_MS))
         sink: Sink = _CountingSink() if sink_kind == "count" else ParquetSink(str(Path(directory) / "out"))
