@@ -70,11 +70,6 @@ class WindowSpec:
             raise ValueError(f"window: allowed_lateness ({self.allowed_lateness} ms) must not be negative")
 
     @property
-    def tumbling(self) -> bool:
-        """Whether every time lies in exactly one window."""
-        return self.length == self.slide
-
-    @property
     def single_pane(self) -> bool:
         """Whether a window is one pane (tumbling and sampling windows)."""
         return self.slide >= self.length

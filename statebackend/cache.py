@@ -28,8 +28,6 @@ class BlockCache:
         self._lock = threading.Lock()
         self._blocks: OrderedDict[tuple[str, int], pa.RecordBatch] = OrderedDict()
         self._bytes = 0
-        self.hits = 0
-        self.misses = 0
 
     @property
     def nbytes(self) -> int:
@@ -41,9 +39,7 @@ class BlockCache:
         with self._lock:
             block = self._blocks.get((name, number))
             if block is None:
-                self.misses += 1
                 return None
-            self.hits += 1
             self._blocks.move_to_end((name, number))
             return block
 

@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from operators.errors import BadInputError, SchemaError, SourceChangedError
-from operators.sources.base import Position, SourceBatch
+from operators.sources.base import SourceBatch
+from operators.sources.file_source import FileSource
 from operators.sources.files import FileSet, InputFile, InputPath, ends_fingerprint, path_text
-from operators.sources.readahead import ReadAhead
 
 __all__ = ["CsvSource"]
 
@@ -30,7 +30,7 @@ _HEADER_BYTES = 1 << 16
 _INFER_BYTES = 1 << 20
 
 
-class CsvSource:
+class CsvSource(FileSource):
     """The rows of UTF-8 CSV files with a header line, in name order and in the order within each file.
 
     Args:
@@ -61,49 +61,24 @@ class CsvSource:
     ) -> None:
         if block_bytes < 1:
             raise ValueError(f"block_bytes must be at least 1, not {block_bytes}")
-        self._path = path_text(path)
         self._null_values = None if null_values is None else list(null_values)
         self._parse = pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=newlines_in_values)
         self._block_bytes = block_bytes
-        self._set = FileSet(path, suffix=".csv", fingerprint=ends_fingerprint, storage_options=storage_options)
+        files = FileSet(path, suffix=".csv", fingerprint=ends_fingerprint, storage_options=storage_options)
+        super().__init__("csv", path_text(path), files, depth=_READ_AHEAD)
         headers = [self._read_header(file) for file in self._set.files]
         self._headers = [names for names, _ in headers]
         self._starts = [start for _, start in headers]
         self._schema = self._infer() if schema is None else schema.remove_metadata()
         self._check_headers(exact=schema is None)
-        self._reader: ReadAhead[SourceBatch] | None = None
-
-    @property
-    def schema(self) -> pa.Schema:
-        """The schema of every batch."""
-        return self._schema
 
     @property
     def total_rows(self) -> None:
         """Unknown without reading everything."""
         return
 
-    def describe(self) -> Mapping[str, Any]:
-        """Path and schema, also an inferred one; a job is restored only with the same ones."""
-        return {"kind": "csv", "path": self._path, "schema": self._schema.to_string()}
-
-    def open(self, position: Position | None) -> None:
-        """Start the reading thread at a position (None: the first row)."""
-        self.close()
-        index, offset, rows = (0, self._starts[0], 0) if position is None else self._set.resume(position)
-        self._reader = ReadAhead(self._read(index, offset, rows), depth=_READ_AHEAD, name="csv-source")
-
-    def poll(self) -> SourceBatch | None:
-        """The next batch, None at the end."""
-        if self._reader is None:
-            raise RuntimeError(f"the source over {self._path} is not open")
-        return self._reader.next()
-
-    def close(self) -> None:
-        """Stop the reading thread and close its file."""
-        if self._reader is not None:
-            self._reader.close()
-            self._reader = None
+    def _first_offset(self) -> int:
+        return self._starts[0]
 
     def _read(self, index: int, offset: int, rows: int) -> Generator[SourceBatch, None, None]:
         for i in range(index, len(self._set.files)):

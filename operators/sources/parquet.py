@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 import xxhash
 
 from operators.errors import BadInputError, SchemaError
-from operators.sources.base import Position, SourceBatch
+from operators.sources.base import SourceBatch
+from operators.sources.file_source import FileSource
 from operators.sources.files import FileSet, InputFile, InputPath, ReadRange, path_text
-from operators.sources.readahead import ReadAhead
 
 __all__ = ["ParquetSource"]
 
@@ -39,7 +39,7 @@ class _Unit:
     end: int
 
 
-class ParquetSource:
+class ParquetSource(FileSource):
     """The rows of Parquet files, in name order and in the order within each file.
 
     Args:
@@ -67,10 +67,10 @@ class ParquetSource:
             raise ValueError(f"batch_rows must be at least 1, not {batch_rows}")
         if columns is not None and not columns:
             raise ValueError("columns must name at least one column")
-        self._path = path_text(path)
         self._columns = None if columns is None else list(columns)
         self._batch_rows = batch_rows
-        self._set = FileSet(path, suffix=".parquet", fingerprint=_footer_fingerprint, storage_options=storage_options)
+        files = FileSet(path, suffix=".parquet", fingerprint=_footer_fingerprint, storage_options=storage_options)
+        super().__init__("parquet", path_text(path), files, depth=_READ_AHEAD)
         self._units: list[list[_Unit]] = []
         self._rows: list[int] = []
         schemas = [self._read_footer(file) for file in self._set.files]
@@ -79,39 +79,11 @@ class ParquetSource:
             if not schema.equals(self._schema):
                 first = self._set.files[0].path
                 raise SchemaError(f"{file.path} has columns\n{schema}\nbut {first} has\n{self._schema}")
-        self._reader: ReadAhead[SourceBatch] | None = None
-
-    @property
-    def schema(self) -> pa.Schema:
-        """The schema of every batch."""
-        return self._schema
 
     @property
     def total_rows(self) -> int:
         """Rows of all files, from their footers."""
         return sum(self._rows)
-
-    def describe(self) -> Mapping[str, Any]:
-        """Path and schema; a job is restored only with the same ones."""
-        return {"kind": "parquet", "path": self._path, "schema": self._schema.to_string()}
-
-    def open(self, position: Position | None) -> None:
-        """Start the reading thread at a position (None: the first row)."""
-        self.close()
-        index, offset, rows = (0, 0, 0) if position is None else self._set.resume(position)
-        self._reader = ReadAhead(self._read(index, offset, rows), depth=_READ_AHEAD, name="parquet-source")
-
-    def poll(self) -> SourceBatch | None:
-        """The next batch, None at the end."""
-        if self._reader is None:
-            raise RuntimeError(f"the source over {self._path} is not open")
-        return self._reader.next()
-
-    def close(self) -> None:
-        """Stop the reading thread and close its file."""
-        if self._reader is not None:
-            self._reader.close()
-            self._reader = None
 
     def _read(self, index: int, offset: int, rows: int) -> Generator[SourceBatch, None, None]:
         for i in range(index, len(self._set.files)):
