@@ -5,11 +5,14 @@ General layout, from the ground up (each module imports only from those above it
     errors                        the error tree
     sources  sinks                where batches come from and go to
     windows  watermark            pure event-time logic
+    changelog                     streams that correct themselves
     engine                        stateless verbs as one prepared plan
-    runtime  window_aggregate     what runs, batch by batch
-    graph  pipeline               what the user built, and how it becomes what runs
+    runtime                       what an operator is, batch by batch
+    graph                         what the user built
+    stateful                      operators that keep state, one module per family
+    pipeline                      how what was built becomes what runs
     report  checkpoint  job       the run: barriers, commits, the loop
-    stream  context               the user's face
+    verbs  stream  context        the user's face
     exit_codes  flights  demo  cli   ``python -m operators``
 """
 

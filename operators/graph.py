@@ -3,6 +3,9 @@
 Operator ids name state, positions and staged output in a checkpoint, so they come from the user or
 from what an operator is (verb, names, parameters) and never from its place among the others:
 inserting a filter changes no id. Stateless steps keep nothing and have no id.
+
+A node with state is an `OperatorNode`: it names its inputs, describes itself, and builds its own
+operator. It lives beside that operator (``operators.stateful``); nothing here knows any of them.
 """
 
 from __future__ import annotations
@@ -11,27 +14,27 @@ import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import pyarrow as pa
 
 from operators.engine import Step
+from operators.runtime import BuildContext, Operator
 from operators.sinks.base import Sink
 from operators.sources.base import Source
 from operators.watermark import EventTimeSpec
-from operators.windows import WindowSpec
-from statebackend import Aggregation
 
 __all__ = [
     "INPUT",
     "JOB",
     "Graph",
     "Node",
+    "OperatorNode",
     "Port",
     "SinkNode",
     "SourceNode",
+    "StateNote",
     "StepNode",
-    "WindowNode",
     "derived_id",
     "describe_plan",
     "explain",
@@ -42,7 +45,7 @@ JOB = "__job__"
 """Key of the job itself in the plan; no operator id can equal it."""
 
 INPUT = "input"
-"""Key, in the description of an operator, of what it reads: the operator before it and the verbs between."""
+"""Key, in the description of an operator, of what it reads: per input the operator before it and the verbs between."""
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 _DERIVED_MAX = 96
@@ -56,6 +59,49 @@ class Port:
     index: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class StateNote:
+    """For people: one state table of an operator and how large it grows.
+
+    ``bounded``: whether event time, a ttl or a fixed number of rows limits it. Else it grows with the
+    number of distinct keys for as long as the job runs.
+    """
+
+    table: str
+    growth: str
+    bounded: bool
+
+
+class OperatorNode(Protocol):
+    """A node that keeps state. ``output_names``: "" for the main output, a word for each side output."""
+
+    @property
+    def operator_id(self) -> str:
+        """Names its state in every checkpoint."""
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        """Where its rows come from; `Operator.process` is told the number."""
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """One per output of the operator, in order."""
+
+    @property
+    def label(self) -> str:
+        """For `explain`."""
+
+    @property
+    def state(self) -> tuple[StateNote, ...]:
+        """Its tables, for `explain`."""
+
+    def describe(self) -> Mapping[str, Any]:
+        """What must agree when a job is restored; begins with ``{"operator": kind}``."""
+
+    def build(self, context: BuildContext) -> Operator:
+        """The operator, restored."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SourceNode:
     """Reads a source. Output 1: rows with a bad event time."""
@@ -64,6 +110,16 @@ class SourceNode:
     source: Source
     schema: pa.Schema
     event_time: EventTimeSpec | None
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        """None."""
+        return ()
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The rows, and those with a bad event time."""
+        return ("", "bad")
 
     @property
     def label(self) -> str:
@@ -84,42 +140,14 @@ class StepNode:
     step: Step
 
     @property
-    def label(self) -> str:
-        """For `explain`."""
-        return self.step.label
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class WindowNode:
-    """A windowed aggregation. Output 1: rows that came too late."""
-
-    operator_id: str
-    input: Port
-    input_schema: pa.Schema
-    event_time: str
-    windows: WindowSpec
-    aggregation: Aggregation
-    group_by: tuple[str, ...]
-    aggregates: tuple[str, ...]
+    def inputs(self) -> tuple[Port, ...]:
+        """The one input."""
+        return (self.input,)
 
     @property
     def label(self) -> str:
         """For `explain`."""
-        result = self.aggregation.merger.result_schema.names[1:]
-        spec = self.windows
-        return f"window {self.operator_id}: {', '.join(result)} over {spec.length} ms every {spec.slide} ms"
-
-    def describe(self) -> Mapping[str, Any]:
-        """What must agree when a job is restored."""
-        return {
-            "operator": "window",
-            "event_time": self.event_time,
-            "length_ms": self.windows.length,
-            "slide_ms": self.windows.slide,
-            "allowed_lateness_ms": self.windows.allowed_lateness,
-            "group_by": list(self.group_by),
-            "aggregates": list(self.aggregates),
-        }
+        return self.step.label
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -132,6 +160,16 @@ class SinkNode:
     sink: Sink
 
     @property
+    def inputs(self) -> tuple[Port, ...]:
+        """The one input."""
+        return (self.input,)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    @property
     def label(self) -> str:
         """For `explain`."""
         return f"sink {self.operator_id} ({self.sink.guarantee})"
@@ -141,7 +179,7 @@ class SinkNode:
         return {"operator": "sink", "sink": dict(self.sink.describe())}
 
 
-Node: TypeAlias = SourceNode | StepNode | WindowNode | SinkNode
+Node: TypeAlias = SourceNode | StepNode | SinkNode | OperatorNode
 
 
 @dataclass(slots=True)
@@ -171,8 +209,8 @@ class Graph:
 
         def visit(node: Node) -> None:
             if id(node) not in ordered:
-                if not isinstance(node, SourceNode):
-                    visit(node.input.node)
+                for port in node.inputs:
+                    visit(port.node)
                 ordered[id(node)] = node
 
         for sink in self.sinks:
@@ -194,17 +232,29 @@ def upstream_id(port: Port) -> str:
     """The id of the nearest operator upstream that has one, and which of its outputs is meant."""
     while isinstance(port.node, StepNode):
         port = port.node.input
-    suffix = "" if port.index == 0 else ".late" if isinstance(port.node, WindowNode) else ".bad"
-    return port.node.operator_id + suffix
+    name = port.node.output_names[port.index]
+    return f"{port.node.operator_id}.{name}" if name else port.node.operator_id
 
 
 def explain(port: Port) -> str:
     """The operators that lead to a stream, the last one first, indented as they feed each other."""
     lines: list[str] = []
-    node: Node | None = port.node
-    while node is not None:
-        lines.append("  " * len(lines) + node.label)
-        node = None if isinstance(node, SourceNode) else node.input.node
+    seen: set[int] = set()
+
+    def visit(node: Node, depth: int) -> None:
+        again = id(node) in seen and bool(node.inputs)
+        lines.append("  " * depth + node.label + (" (as above)" if again else ""))
+        if again:
+            return
+        seen.add(id(node))
+        if not isinstance(node, SourceNode | StepNode | SinkNode):
+            for note in node.state:
+                bound = "" if note.bounded else "; GROWS FOR EVER"
+                lines.append("  " * depth + f"  | state {note.table}: {note.growth}{bound}")
+        for port in node.inputs:
+            visit(port.node, depth + 1)
+
+    visit(port.node, 0)
     return "\n".join(lines)
 
 
@@ -218,8 +268,9 @@ def describe_plan(name: str, nodes: Sequence[Node]) -> dict[str, Any]:
         if isinstance(node, StepNode):
             continue
         plan[node.operator_id] = dict(node.describe())
-        if not isinstance(node, SourceNode):
-            plan[node.operator_id][INPUT] = _input_of(node.input)
+        if node.inputs:
+            described = [_input_of(port) for port in node.inputs]
+            plan[node.operator_id][INPUT] = described[0] if len(described) == 1 else described
     return plan
 
 
@@ -227,7 +278,9 @@ def _input_of(port: Port) -> list[str]:
     """The operator that a stream comes from, then the verbs on the way."""
     verbs: list[str] = []
     node = port.node
+    source = port
     while isinstance(node, StepNode):
         verbs.insert(0, node.label)
-        node = node.input.node
-    return [upstream_id(port), *verbs]
+        source = node.input
+        node = source.node
+    return [upstream_id(source), *verbs]

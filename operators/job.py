@@ -8,6 +8,7 @@ the coordinator look at its checkpoints. Whatever ends the loop, every source, s
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -23,7 +24,7 @@ from operators.graph import Node, SinkNode, SourceNode, describe_plan
 from operators.pipeline import Pipeline, SourceDriver, build_pipeline
 from operators.plan_check import check_plan
 from operators.report import JobOutcome, JobProgress, JobResult, OperatorStats
-from operators.runtime import Cursor, Output
+from operators.runtime import BuildContext, Cursor, Output
 from operators.signals import INTERRUPTED, Interrupts
 from operators.sinks.base import SinkContext
 from statebackend import Checkpoint, StateBackend
@@ -166,13 +167,12 @@ class Job:
             elif isinstance(node, SinkNode):
                 stack.callback(node.sink.close)
         job = None if restored is None else restored.job
-        pipeline = build_pipeline(
-            self._nodes, backend=backend, job=job, workers=workers, cursor=Cursor(), clock=settings.clock
-        )
+        context = BuildContext(backend=backend, job=job, workers=workers, cursor=Cursor(), clock=settings.clock)
+        pipeline = build_pipeline(self._nodes, context)
         attempt = uuid.uuid4().hex[:12]
         for sink in pipeline.sinks:
-            context = SinkContext(sink.operator_id, sink.schema, backend, backend.store_id, attempt)
-            sink.sink.open(context, () if job is None else job.committables.get(sink.operator_id, ()))
+            place = SinkContext(sink.operator_id, sink.schema, backend, backend.store_id, attempt)
+            sink.sink.open(place, () if job is None else job.committables.get(sink.operator_id, ()))
         for source in pipeline.sources:
             source.open()
         coordinator = CheckpointCoordinator(
@@ -187,7 +187,7 @@ class Job:
         stack.callback(coordinator.close)
         if restored is not None:
             logger.info("job %r: restored from checkpoint %d", self.name, restored.checkpoint_id)
-        return _Run(pipeline, coordinator, restored, self._stop, interrupts, self._on_progress, started)
+        return _Run(pipeline, coordinator, restored, self._stop, interrupts, self._on_progress, started, settings.clock)
 
     def _end(self, failure: BaseException | None) -> None:
         """Answer the requests that got no checkpoint."""
@@ -212,7 +212,9 @@ class _Run:
         interrupts: Interrupts,
         on_progress: ProgressCallback | None,
         started: float,
+        clock: Callable[[], float],
     ) -> None:
+        self._clock = clock
         self._pipeline = pipeline
         self._coordinator = coordinator
         self._restored = restored
@@ -227,15 +229,16 @@ class _Run:
     def loop(self) -> JobOutcome:
         """Poll the sources in turn until all have ended or the job is stopped."""
         active = list(self._pipeline.sources)
+        processing_time = any(o.uses_processing_time for o in self._pipeline.operators)
         while active and not self._stop.is_set():
-            for source in tuple(active):
+            for source in _round(active):
                 if not self._step(source):
                     active.remove(source)
-                self._coordinator.poll()
-                if self._on_progress is not None:
-                    self._report(time.monotonic())
-                if self._stop.is_set():
-                    break
+            if processing_time:
+                self._pipeline.on_processing_time(int(self._clock() * 1000))
+            self._coordinator.poll()
+            if self._on_progress is not None:
+                self._report(time.monotonic())
         self._coordinator.finish(final=not active)
         if self._on_progress is not None:
             self._report(None)
@@ -283,6 +286,17 @@ class _Run:
         pipeline = self._pipeline
         sources = {s.operator_id: _stats(s.rows_in, s.outputs) for s in pipeline.sources}
         return {**sources, **{o.operator_id: _stats(o.rows_in, o.outputs) for o in pipeline.operators}}
+
+
+def _round(active: Sequence[SourceDriver]) -> list[SourceDriver]:
+    """Whom to poll next: every source without event time, and of the others the one that is furthest behind.
+
+    So the inputs of a join advance side by side. Which round follows is a function of the watermarks alone, and
+    checkpoints are taken between rounds: a restored job polls in the same order.
+    """
+    timed = [s for s in active if s.timed]
+    behind = min(timed, key=lambda s: -math.inf if s.watermark is None else s.watermark, default=None)
+    return [s for s in active if not s.timed or s is behind]
 
 
 def _stats(rows_in: int, outputs: Sequence[Output]) -> OperatorStats:

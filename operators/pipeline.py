@@ -7,8 +7,7 @@ source drives everything downstream of it by pushing one batch and then its wate
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,14 +15,12 @@ import pyarrow as pa
 
 from operators.engine import StatelessPlan, Step
 from operators.errors import BadEventTimeError, SchemaError
-from operators.graph import Node, Port, SinkNode, SourceNode, StepNode, WindowNode, upstream_id
-from operators.runtime import Cursor, Operator, Output, user_error
+from operators.graph import Node, SinkNode, SourceNode, StepNode, upstream_id
+from operators.runtime import BaseOperator, BuildContext, Cursor, Edge, Inputs, Operator, Output, user_error
 from operators.sinks.base import Sink
 from operators.sources.base import SourceBatch
 from operators.watermark import BadEventTime, BadRows, WatermarkTracker
-from operators.window_aggregate import WindowAggregate, table_spec
 from operators.windows import MAX_WATERMARK
-from statebackend import JobState, StateBackend
 
 __all__ = ["Pipeline", "SinkOperator", "SourceDriver", "StatelessOperator", "build_pipeline"]
 
@@ -31,18 +28,20 @@ __all__ = ["Pipeline", "SinkOperator", "SourceDriver", "StatelessOperator", "bui
 class SourceDriver:
     """Polls one source, checks what it gives, and pushes it through the pipeline."""
 
-    def __init__(self, node: SourceNode, job: JobState | None, cursor: Cursor, clock: Callable[[], float]) -> None:
+    def __init__(self, node: SourceNode, context: BuildContext) -> None:
         self.operator_id = node.operator_id
         self.source = node.source
         self.output = Output()
         self.bad = Output()
         self.rows_in = 0
-        self.position: Any = None if job is None else job.sources.get(node.operator_id)
+        self.position: Any = None if context.job is None else context.job.sources.get(node.operator_id)
         self._schema = node.schema
-        self._cursor = cursor
-        self._tracker = None if node.event_time is None else WatermarkTracker(node.event_time, node.schema, clock)
-        if self._tracker is not None and job is not None:
-            self._tracker.restore(job.watermarks.get(node.operator_id))
+        self._cursor = context.cursor
+        self._tracker = (
+            None if node.event_time is None else WatermarkTracker(node.event_time, node.schema, context.clock)
+        )
+        if self._tracker is not None:
+            self._tracker.restore(context.watermark(node.operator_id))
 
     @property
     def outputs(self) -> tuple[Output, ...]:
@@ -54,9 +53,16 @@ class SourceDriver:
         """How far event time has come."""
         return None if self._tracker is None else self._tracker.watermark
 
+    @property
+    def timed(self) -> bool:
+        """Whether the source has event time."""
+        return self._tracker is not None
+
     def open(self) -> None:
-        """Seek to the restored position."""
+        """Seek to the restored position, and announce the restored watermark."""
         self.source.open(self.position)
+        if self.watermark is not None:
+            self.output.advance(self.watermark)
 
     def push(self, item: SourceBatch | None) -> bool:
         """Push what the source gave; False at the end of the input, after the final watermark.
@@ -103,7 +109,11 @@ class SourceDriver:
         return found.good
 
     def _finish(self) -> None:
+        """Nothing more will come: event time ends, for streams without it too."""
         self._advance(MAX_WATERMARK)
+        if self._tracker is None:
+            self.output.advance(MAX_WATERMARK)
+        self.bad.advance(MAX_WATERMARK)
 
     def _advance(self, watermark: int) -> None:
         if self._tracker is not None and self._tracker.advance(watermark):
@@ -111,27 +121,15 @@ class SourceDriver:
             self.output.advance(watermark)
 
 
-class StatelessOperator:
+class StatelessOperator(BaseOperator):
     """Runs a fused chain of stateless steps on each batch."""
 
     def __init__(self, operator_id: str, steps: Sequence[Step], cursor: Cursor) -> None:
-        self.operator_id = operator_id
-        self.rows_in = 0
+        super().__init__(operator_id)
         self.plan = StatelessPlan(steps)
-        self.output = Output()
         self._cursor = cursor
 
-    @property
-    def outputs(self) -> tuple[Output, ...]:
-        """The rows after the steps."""
-        return (self.output,)
-
-    @property
-    def watermark(self) -> None:
-        """It keeps none."""
-        return
-
-    def process(self, batch: pa.RecordBatch) -> None:
+    def process(self, batch: pa.RecordBatch, _index: int = 0, /) -> None:
         """Evaluate the expressions; raises `UserFunctionError` when that fails."""
         try:
             results = self.plan.run(batch)
@@ -140,27 +138,12 @@ class StatelessOperator:
         for result in results:
             self.output.emit(result)
 
-    def announce(self, watermark: int) -> None:
-        """Hand it on."""
-        self.output.announce(watermark)
 
-    def on_watermark(self, watermark: int) -> None:
-        """Hand it on."""
-        self.output.advance(watermark)
-
-    def begin_drain(self) -> None:
-        """Nothing is held back."""
-
-    def drain(self) -> None:
-        """Nothing is held back."""
-
-
-class SinkOperator:
-    """The end of a stream."""
+class SinkOperator(BaseOperator):
+    """The end of a stream. Sinks do not look at event time, and stage what they hold back themselves."""
 
     def __init__(self, node: SinkNode, cursor: Cursor) -> None:
-        self.operator_id = node.operator_id
-        self.rows_in = 0
+        super().__init__(node.operator_id)
         self.schema = node.schema
         self.sink: Sink = node.sink
         self._cursor = cursor
@@ -170,29 +153,12 @@ class SinkOperator:
         """None."""
         return ()
 
-    @property
-    def watermark(self) -> None:
-        """It keeps none."""
-        return
-
-    def process(self, batch: pa.RecordBatch) -> None:
+    def process(self, batch: pa.RecordBatch, _index: int = 0, /) -> None:
         """Write the batch."""
         try:
             self.sink.write(batch)
         except Exception as error:
             raise user_error(self.operator_id, self._cursor, error) from error
-
-    def announce(self, watermark: int) -> None:
-        """Sinks do not look at event time."""
-
-    def on_watermark(self, watermark: int) -> None:
-        """Sinks do not look at event time."""
-
-    def begin_drain(self) -> None:
-        """See `drain`."""
-
-    def drain(self) -> None:
-        """What a sink holds back it stages itself, when the checkpoint is prepared."""
 
 
 @dataclass(slots=True)
@@ -210,6 +176,12 @@ class Pipeline:
         for operator in self.operators:
             operator.drain()
 
+    def on_processing_time(self, now_ms: int) -> None:
+        """Tell the operators that care what the wall clock shows."""
+        for operator in self.operators:
+            if operator.uses_processing_time:
+                operator.on_processing_time(now_ms)
+
     def positions(self) -> dict[str, Any]:
         """The next position of every source that has begun."""
         return {s.operator_id: s.position for s in self.sources if s.position is not None}
@@ -221,54 +193,35 @@ class Pipeline:
         return {operator_id: watermark for operator_id, watermark in found.items() if watermark is not None}
 
 
-def build_pipeline(
-    nodes: Sequence[Node],
-    *,
-    backend: StateBackend,
-    job: JobState | None,
-    workers: Executor,
-    cursor: Cursor,
-    clock: Callable[[], float],
-) -> Pipeline:
-    """Operators for the nodes (inputs first), restored from ``job`` if it is given."""
-    return _Builder(nodes, backend, job, workers, cursor, clock).build()
+def build_pipeline(nodes: Sequence[Node], context: BuildContext) -> Pipeline:
+    """Operators for the nodes (inputs first), restored."""
+    return _Builder(nodes, context).build()
 
 
 class _Builder:
-    def __init__(
-        self,
-        nodes: Sequence[Node],
-        backend: StateBackend,
-        job: JobState | None,
-        workers: Executor,
-        cursor: Cursor,
-        clock: Callable[[], float],
-    ) -> None:
+    def __init__(self, nodes: Sequence[Node], context: BuildContext) -> None:
         self._nodes = nodes
-        self._backend = backend
-        self._job = job
-        self._workers = workers
-        self._cursor = cursor
-        self._clock = clock
+        self._context = context
         self._pipeline = Pipeline()
         self._outputs: dict[int, tuple[Output, ...]] = {}
-        self._consumers = Counter(
-            (id(node.input.node), node.input.index) for node in nodes if not isinstance(node, SourceNode)
-        )
+        self._consumers = Counter((id(port.node), port.index) for node in nodes for port in node.inputs)
         self._step_ids: Counter[str] = Counter()
 
     def build(self) -> Pipeline:
         for node in self._nodes:
             if isinstance(node, SourceNode):
-                driver = SourceDriver(node, self._job, self._cursor, self._clock)
+                driver = SourceDriver(node, self._context)
                 self._pipeline.sources.append(driver)
                 self._outputs[id(node)] = driver.outputs
             elif isinstance(node, StepNode):
                 if not self._is_fused(node):
                     self._add_steps(node)
+            elif isinstance(node, SinkNode):
+                sink = SinkOperator(node, self._context.cursor)
+                self._pipeline.sinks.append(sink)
+                self._connect(node, node, sink)
             else:
-                operator = self._window(node) if isinstance(node, WindowNode) else self._sink(node)
-                self._connect(node, node.input, operator)
+                self._connect(node, node, node.build(self._context))
         return self._pipeline
 
     def _is_fused(self, node: StepNode) -> bool:
@@ -286,28 +239,12 @@ class _Builder:
         self._step_ids[base] += 1
         count = self._step_ids[base]
         operator_id = base if count == 1 else f"{base}#{count}"
-        self._connect(last, first.input, StatelessOperator(operator_id, chain, self._cursor))
+        self._connect(last, first, StatelessOperator(operator_id, chain, self._context.cursor))
 
-    def _window(self, node: WindowNode) -> Operator:
-        watermarks: Mapping[str, int] = {} if self._job is None else self._job.watermarks
-        return WindowAggregate(
-            node.operator_id,
-            windows=node.windows,
-            aggregation=node.aggregation,
-            input_schema=node.input_schema,
-            event_time=node.event_time,
-            table=self._backend.table(table_spec(node.operator_id, node.aggregation)),
-            watermark=watermarks.get(node.operator_id),
-            workers=self._workers,
-            cursor=self._cursor,
-        )
-
-    def _sink(self, node: SinkNode) -> Operator:
-        operator = SinkOperator(node, self._cursor)
-        self._pipeline.sinks.append(operator)
-        return operator
-
-    def _connect(self, node: Node, source: Port, operator: Operator) -> None:
-        self._outputs[id(source.node)][source.index].targets.append(operator)
+    def _connect(self, node: Node, reader: Node, operator: Operator) -> None:
+        """Feed the operator of ``node`` with the inputs of ``reader`` (the first of a fused chain)."""
+        inputs = Inputs(operator, len(reader.inputs))
+        for index, port in enumerate(reader.inputs):
+            self._outputs[id(port.node)][port.index].targets.append(Edge(inputs, index))
         self._outputs[id(node)] = operator.outputs
         self._pipeline.operators.append(operator)

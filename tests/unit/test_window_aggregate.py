@@ -13,8 +13,8 @@ import pytest
 from datafusion import Expr, col, functions, lit
 
 from operators import DataStream, SchemaError, StreamContext
-from operators import window_aggregate as module
 from operators.sinks import MemorySink
+from operators.stateful import window_aggregate as module
 from statebackend import UnsupportedAggregateError
 from tests.support.streams import as_multiset, cut, events, milliseconds_of, one_shot
 

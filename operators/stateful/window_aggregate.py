@@ -19,19 +19,22 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, Future
+from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from operators.runtime import Cursor, Output, user_error
+from operators.graph import Port, StateNote
+from operators.runtime import BaseOperator, BuildContext, Cursor, Output, user_error
 from operators.watermark import EventTimeColumn
 from operators.windows import MAX_WATERMARK, Int64Array, WindowSpec
 from statebackend import Aggregation, StateTable, TableKind, TableOrder, TableSpec
 
-__all__ = ["WINDOW_END", "WINDOW_START", "WindowAggregate", "table_spec", "window_schema"]
+__all__ = ["WINDOW_END", "WINDOW_START", "WindowAggregate", "WindowNode", "table_spec", "window_schema"]
 
 WINDOW_START = "window_start_time"
 WINDOW_END = "window_end_time"
@@ -71,7 +74,71 @@ def window_schema(aggregation: Aggregation) -> pa.Schema:
     return result.insert(1, pa.field(WINDOW_END, result.field(0).type))
 
 
-class WindowAggregate:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class WindowNode:
+    """A windowed aggregation. Output 1: rows that came too late."""
+
+    operator_id: str
+    input: Port
+    input_schema: pa.Schema
+    event_time: str
+    windows: WindowSpec
+    aggregation: Aggregation
+    group_by: tuple[str, ...]
+    aggregates: tuple[str, ...]
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        """The one input."""
+        return (self.input,)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The windows, and the rows that came too late."""
+        return ("", "late")
+
+    @property
+    def label(self) -> str:
+        """For `explain`."""
+        result = self.aggregation.merger.result_schema.names[1:]
+        spec = self.windows
+        return f"window {self.operator_id}: {', '.join(result)} over {spec.length} ms every {spec.slide} ms"
+
+    @property
+    def state(self) -> tuple[StateNote, ...]:
+        """Partial states, by pane."""
+        span = self.windows.length + self.windows.allowed_lateness
+        growth = f"one row per group and pane of the last {span} ms of event time"
+        return (StateNote(self.operator_id, growth, bounded=True),)
+
+    def describe(self) -> Mapping[str, Any]:
+        """What must agree when a job is restored."""
+        return {
+            "operator": "window",
+            "event_time": self.event_time,
+            "length_ms": self.windows.length,
+            "slide_ms": self.windows.slide,
+            "allowed_lateness_ms": self.windows.allowed_lateness,
+            "group_by": list(self.group_by),
+            "aggregates": list(self.aggregates),
+        }
+
+    def build(self, context: BuildContext) -> WindowAggregate:
+        """The operator, restored."""
+        return WindowAggregate(
+            self.operator_id,
+            windows=self.windows,
+            aggregation=self.aggregation,
+            input_schema=self.input_schema,
+            event_time=self.event_time,
+            table=context.backend.table(table_spec(self.operator_id, self.aggregation)),
+            watermark=context.watermark(self.operator_id),
+            workers=context.workers,
+            cursor=context.cursor,
+        )
+
+
+class WindowAggregate(BaseOperator):
     """The operator. ``input_schema`` without the pane column, which it appends itself."""
 
     def __init__(
@@ -87,8 +154,8 @@ class WindowAggregate:
         workers: Executor,
         cursor: Cursor,
     ) -> None:
+        super().__init__(operator_id)
         # Constant after construction.
-        self.operator_id = operator_id
         self._windows = windows
         self._aggregation = aggregation
         self._merger = aggregation.merger
@@ -99,10 +166,7 @@ class WindowAggregate:
         self._table = table
         self._workers = workers
         self._cursor = cursor
-        self.output = Output()
         self.late = Output()
-        # Counters.
-        self.rows_in = 0
         # What is on its way into the table.
         self._buffer: list[pa.RecordBatch] = []
         self._buffered = 0
@@ -128,7 +192,7 @@ class WindowAggregate:
 
     # -- batches
 
-    def process(self, batch: pa.RecordBatch) -> None:
+    def process(self, batch: pa.RecordBatch, _index: int = 0, /) -> None:
         """Buffer the rows; those behind the watermark take the slow path."""
         times = self._times.values(batch)
         if self._windows.has_gaps:
@@ -158,15 +222,17 @@ class WindowAggregate:
 
     def on_watermark(self, watermark: int) -> None:
         """Fire the windows that end at or before the watermark, then let dead panes expire."""
-        if self._watermark is not None and watermark <= self._watermark:
-            return
-        before, self._watermark = self._watermark, watermark
-        if self._next_end is not None and watermark >= self._next_end:
-            self.drain()
-            self._fire(before, watermark)
-        self._move_bounds(watermark)
-        span = self._windows.length + self._windows.allowed_lateness
-        self.output.advance(watermark if watermark == MAX_WATERMARK else watermark - span)
+        if self._watermark is None or watermark > self._watermark:
+            before, self._watermark = self._watermark, watermark
+            if self._next_end is not None and watermark >= self._next_end:
+                self.drain()
+                self._fire(before, watermark)
+            self._move_bounds(watermark)
+        if watermark == MAX_WATERMARK:
+            self.late.advance(watermark)
+            self.output.advance(watermark)
+        else:
+            self.output.advance(watermark - self._windows.length - self._windows.allowed_lateness)
 
     def begin_drain(self) -> None:
         """Aggregate what is buffered, in two halves if it is much."""

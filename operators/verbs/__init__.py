@@ -1,0 +1,1 @@
+"""The verbs of a `DataStream`, one mixin per family."""

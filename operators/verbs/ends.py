@@ -1,0 +1,70 @@
+"""The ends of a stream, and its side outputs. Each end returns the stream, so that it can have several."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import PurePath
+from typing import Any, Self
+
+from operators.graph import Port, SinkNode, SourceNode
+from operators.sinks import CallbackSink, ParquetSink, PrintSink
+from operators.sinks.base import Sink
+from operators.verbs.base import StreamBase
+from operators.watermark import BadEventTime, EventTimeSpec
+
+__all__ = ["EndVerbs"]
+
+
+class EndVerbs(StreamBase):
+    """Sinks, and the rows that a source set aside."""
+
+    def bad_rows(self) -> Self:
+        """The rows of a source whose event time is null or too far in the future.
+
+        Only with ``on_bad_event_time="divert"``.
+        """
+        node = self._port.node
+        spec = node.event_time if isinstance(node, SourceNode) else None
+        if not isinstance(spec, EventTimeSpec) or spec.on_bad is not BadEventTime.DIVERT:
+            raise ValueError('bad_rows: call it right on a source that is read with on_bad_event_time="divert"')
+        return self._derive(
+            Port(node, 1),
+            self._schema,
+            event_time=None,
+            time_note="bad rows have no watermark",
+        )
+
+    def sink(self, sink: Sink, *, name: str | None = None) -> Self:
+        """Hand every batch to a sink."""
+        return self._end(sink, name, str(sink.describe().get("kind", type(sink).__name__)))
+
+    def write_parquet(
+        self, path: str | os.PathLike[str], partition_by: Sequence[str] = (), *, name: str | None = None, **options: Any
+    ) -> Self:
+        """Write a directory of Parquet files, exactly once; ``options`` as for `operators.sinks.ParquetSink`."""
+        self._require("write_parquet", partition_by)
+        sink = ParquetSink(path, partition_by, **options)
+        return self._end(sink, name, "parquet", PurePath(os.fspath(path)).name)
+
+    def print(self, *, name: str | None = None, **options: Any) -> Self:
+        """Print every batch; ``options`` as for `operators.sinks.PrintSink`."""
+        return self._end(PrintSink(**options), name, "print")
+
+    def print_stream(self, *, name: str | None = None, **options: Any) -> Self:
+        """The same as `print`."""
+        return self.print(name=name, **options)
+
+    def for_each(self, function: Callable[..., object], *, name: str | None = None, **options: Any) -> Self:
+        """Call a function with every batch; ``options`` as for `operators.sinks.CallbackSink`."""
+        return self._end(CallbackSink(function, **options), name, "for_each")
+
+    def _end(self, sink: Sink, name: str | None, *words: str) -> Self:
+        node = SinkNode(
+            operator_id=self._claim(name, *words),
+            input=self._port,
+            schema=self._schema,
+            sink=sink,
+        )
+        self._context.graph.sinks.append(node)
+        return self
