@@ -21,7 +21,7 @@ General layout, from the ground up (each module imports only from those above it
 """
 
 from statebackend.accumulators import Aggregation, StateMerger
-from statebackend.backend import Checkpoint, Health, JobState, LookupResult, StateBackend, StateTable
+from statebackend.backend import Checkpoint, Health, JobState, LookupResult, Matches, StateBackend, StateTable
 from statebackend.errors import (
     AtomicCreateError,
     CheckpointNotFoundError,
@@ -61,6 +61,7 @@ __all__ = [
     "JobState",
     "KeyValueStore",
     "LookupResult",
+    "Matches",
     "MemoryStateBackend",
     "MemoryStateSpace",
     "ObjectMissingError",

@@ -26,7 +26,7 @@ import pyarrow as pa
 from statebackend.ids import CheckpointId, StoreId
 from statebackend.tables import TableSpec
 
-__all__ = ["Checkpoint", "Health", "JobState", "LookupResult", "StateBackend", "StateTable", "Value"]
+__all__ = ["Checkpoint", "Health", "JobState", "LookupResult", "Matches", "StateBackend", "StateTable", "Value"]
 
 Value: TypeAlias = Any
 """A value that msgpack carries: None, bool, int, float, str, bytes, list, dict with str keys."""
@@ -74,6 +74,14 @@ class LookupResult:
     hit: pa.BooleanArray
 
 
+@dataclass(frozen=True, slots=True)
+class Matches:
+    """Rows that answer keys: row i of ``batch`` answers key ``key_index[i]`` (Arrow int64, ascending)."""
+
+    batch: pa.RecordBatch
+    key_index: pa.Int64Array
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
     """What the background work of a backend is doing; ``error`` is the failure it keeps, if any."""
@@ -103,15 +111,27 @@ class StateTable(Protocol):
     def lookup(self, keys: pa.RecordBatch) -> LookupResult:
         """The row of each key (upsert and aggregate tables). Columns: the key columns."""
 
+    def matches(self, keys: pa.RecordBatch, time_range: tuple[int | None, int | None] = (None, None)) -> Matches:
+        """All live rows whose partition key (the key without ``time_field``) is one of the given ones.
+
+        ``keys``: the partition key columns; null equals null; a key that is given twice is answered twice.
+        ``time_range``: only rows with ``start <= time < end``, integers in the unit of the time column.
+        The rows have the table's columns and come by key, time and order of writing. For tables of order
+        ``hash``, and more slowly of order ``time``.
+        """
+
     def scan(
         self,
         columns: Sequence[str] | None = None,
         time_range: tuple[int | None, int | None] = (None, None),
         *,
         merged: bool = True,
+        hash_range: tuple[int | None, int | None] = (None, None),
     ) -> list[pa.RecordBatch]:
         """Live rows with ``start <= time < end`` (integers in the unit of the time column).
 
+        ``hash_range``: only rows with ``low <= hash < high``, where the hash is the 64-bit hash of the partition key
+        (see ``keys.py``), by which state is divided among workers. Not for tables of order ``key``.
         With ``merged=False`` an aggregate table may return several partial states of one key,
         which saves the merge for a caller that merges anyway. Rows of an append table come in
         write order within a key.

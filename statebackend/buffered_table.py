@@ -5,18 +5,20 @@ Rows are checked before anything is touched, so that a batch which does not fit 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from statebackend.backend import LookupResult
+from statebackend.backend import LookupResult, Matches
 from statebackend.errors import SchemaMismatchError
 from statebackend.keys import canonicalise
 from statebackend.memtable import MemTable, null_row_batch
-from statebackend.merge import HASH_COLUMN, TableLayout
-from statebackend.tables import TableKind, TableSpec
+from statebackend.merge import HASH_COLUMN, HashRange, TableLayout
+from statebackend.probe import match_rows
+from statebackend.tables import TableKind, TableOrder, TableSpec
 
 __all__ = ["BufferHost", "BufferedTable"]
 
@@ -86,11 +88,20 @@ class BufferedTable:
                 self._watermark = before
                 self.memtable.expire(before)
 
-    def _check_scan(self, time_range: tuple[int | None, int | None], *, merged: bool) -> None:
-        """Raise unless the table can be scanned so."""
-        self._host.check_usable()
+    def _check_times(self, time_range: tuple[int | None, int | None]) -> None:
         if self.spec.time_field is None and time_range != (None, None):
             raise ValueError(f"table {self.spec.name!r}: a time range needs a time_field")
+
+    def _check_scan(
+        self, time_range: tuple[int | None, int | None], hash_range: HashRange = (None, None), *, merged: bool
+    ) -> None:
+        """Raise unless the table can be scanned so."""
+        self._host.check_usable()
+        self._check_times(time_range)
+        if self.spec.order is TableOrder.KEY and hash_range != (None, None):
+            raise ValueError(f"table {self.spec.name!r}: order 'key' has no hash ranges")
+        if any(bound is not None and not 0 <= bound <= 1 << 64 for bound in hash_range):
+            raise ValueError(f"table {self.spec.name!r}: hash range {hash_range} is not within 0 and 2**64")
         if not merged and self.spec.kind is not TableKind.AGGREGATE:
             raise ValueError(f"table {self.spec.name!r}: only partial states can be read unmerged")
 
@@ -100,14 +111,32 @@ class BufferedTable:
         if self.spec.kind is TableKind.APPEND:
             raise ValueError(f"table {self.spec.name!r}: an append table holds several rows of a key: scan it")
         self._check_keys(keys)
-        keys = canonicalise(keys.select(list(self.spec.key)))
+        return self._hashed(keys, self.spec.key)
+
+    def _partition_probes(self, keys: pa.RecordBatch, time_range: tuple[int | None, int | None]) -> pa.RecordBatch:
+        """The partition keys to match in stored form. Raises unless the table can be asked so."""
+        self._host.check_usable()
+        self._check_times(time_range)
+        names = self.layout.partition_key
+        if self.spec.order is TableOrder.KEY or not names:
+            raise ValueError(f"table {self.spec.name!r}: only tables of order 'hash' or 'time' with a key match keys")
+        self._check_keys(keys, names)
+        return self._hashed(keys, names)
+
+    def _hashed(self, keys: pa.RecordBatch, names: Sequence[str]) -> pa.RecordBatch:
+        keys = canonicalise(keys.select(list(names)))
         return keys.append_column(HASH_COLUMN, pa.array(self.layout.hash_of(keys)))
 
-    def _check_keys(self, keys: pa.RecordBatch) -> None:
-        expected = {k: self.spec.schema.field(k).type for k in self.spec.key}
+    def _check_keys(self, keys: pa.RecordBatch, names: Sequence[str] | None = None) -> None:
+        expected = {k: self.spec.schema.field(k).type for k in names or self.spec.key}
         found = dict(zip(keys.schema.names, keys.schema.types, strict=True))
         if found != expected:
             raise SchemaMismatchError(f"table {self.spec.name!r}: key columns are {expected}, got {found}")
+
+    def _matches(self, rows: pa.RecordBatch, probes: pa.RecordBatch) -> Matches:
+        """The merged ``rows`` that answer the probes."""
+        positions, key_index = match_rows(self.layout, rows, probes)
+        return Matches(self.layout.to_user(rows.take(pa.array(positions)), None), pa.array(key_index))
 
     def _answer(self, rows: pa.RecordBatch, place: npt.NDArray[Any]) -> LookupResult:
         hit = place >= 0

@@ -1,22 +1,26 @@
-"""Decoded blocks of SSTables in memory, least recently used first out, and the reads through them."""
+"""Decoded blocks of SSTables in memory, least recently used first out, and the reads through them.
+
+What is in memory is read on the caller's thread; only what is missing costs a change of threads.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeAlias
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from statebackend.merge import TableLayout
 from statebackend.objectstore import ObjectStore
 from statebackend.sstable import EncodedSSTable, SSTableIndex, SSTableMeta, read_blocks, read_index
-from statebackend.tables import TableOrder
 
-__all__ = ["BlockCache", "BlockReader"]
+__all__ = ["BlockCache", "BlockReader", "BlockSelector"]
+
+BlockSelector: TypeAlias = Callable[[SSTableIndex], Sequence[int]]
+"""Numbers of the blocks that a read needs, in order, by the index."""
 
 
 class BlockCache:
@@ -56,7 +60,7 @@ class BlockCache:
 
 
 class BlockReader:
-    """Reads blocks of SSTables through the cache; runs on the store's runtime."""
+    """Reads blocks of SSTables through the cache; thread-safe."""
 
     def __init__(self, objects: ObjectStore, cache: BlockCache) -> None:
         self._objects = objects
@@ -104,38 +108,21 @@ class BlockReader:
             index = self._indexes[meta.name] = await read_index(self._objects, meta)
         return index
 
-    async def read_times(
-        self, layout: TableLayout, meta: SSTableMeta, start: int | None, end: int | None
-    ) -> list[pa.RecordBatch]:
-        """The blocks that may hold times in ``[start, end)``, in order."""
-        index = await self.index(meta)
-        timed = layout.spec.time_field is not None
-        numbers = index.overlapping(start, end) if timed else list(range(len(index.entries)))
-        return await self._read(layout, meta, index, numbers)
+    def cached(self, meta: SSTableMeta, select: BlockSelector) -> list[pa.RecordBatch] | None:
+        """The selected blocks if all of them are in memory; any thread, no request."""
+        if (index := self._indexes.get(meta.name)) is None:
+            return None
+        blocks: list[pa.RecordBatch] = []
+        for number in select(index):
+            if (block := self._cache.get(meta.name, number)) is None:
+                return None
+            blocks.append(block)
+        return blocks
 
-    async def read_keys(
-        self, layout: TableLayout, meta: SSTableMeta, hashes: npt.NDArray[np.uint64], times: tuple[int, int] | None
-    ) -> list[pa.RecordBatch]:
-        """The blocks that may hold one of the sorted hashes, or of times in the closed range."""
+    async def read(self, layout: TableLayout, meta: SSTableMeta, select: BlockSelector) -> list[pa.RecordBatch]:
+        """The selected blocks, in order; runs on the store's runtime."""
         index = await self.index(meta)
-        if layout.spec.order is TableOrder.TIME and times is not None:
-            numbers = index.overlapping(times[0], times[1] + 1)
-        else:
-            numbers = index.holding(hashes)
-        return await self._read(layout, meta, index, numbers)
-
-    async def read_range(
-        self, layout: TableLayout, meta: SSTableMeta, low: tuple[int, int] | None, high: tuple[int, int] | None
-    ) -> list[pa.RecordBatch]:
-        """The blocks that may hold order keys in ``[low, high)``, in order."""
-        index = await self.index(meta)
-        numbers = index.overlapping_keys(layout.spec, low, high, None)
-        return await self._read(layout, meta, index, numbers)
-
-    async def _read(
-        self, layout: TableLayout, meta: SSTableMeta, index: SSTableIndex, numbers: Sequence[int]
-    ) -> list[pa.RecordBatch]:
-        found = {number: self._cache.get(meta.name, number) for number in numbers}
+        found = {number: self._cache.get(meta.name, number) for number in select(index)}
         missing = [number for number, block in found.items() if block is None]
         if missing:
             for number, block in zip(

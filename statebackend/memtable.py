@@ -2,14 +2,15 @@
 
 A MemTable is a list of pieces, oldest first; a write appends one. An aggregate table folds its
 pieces into one whenever the rows that came since the last fold outnumber what that fold left, so
-that merging costs a constant share of the writes. An upsert table sorts
-its pieces when it is read and keeps their sizes geometric. Freezing hands the list over without touching a row.
+that merging costs a constant share of the writes. A table that is asked for keys (an upsert table at every
+read) sorts its pieces and keeps their sizes geometric. Freezing hands the list over without touching a row.
 
 Pieces are canonical; the hash of the stored form is made when a read or a flush needs it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -44,11 +45,12 @@ class Piece:
         return self.stored
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class FrozenMemTable:
     """What one table held at a barrier, on its way into an SSTable.
 
-    ``watermark`` is the table's at the barrier; what lies below it is never written.
+    ``watermark`` is the table's at the barrier; what lies below it is never written. The rows never
+    change; ``pieces`` give way to sorted ones when they are asked for keys.
     """
 
     table: str
@@ -64,6 +66,11 @@ class FrozenMemTable:
     def stored(self, layout: TableLayout) -> list[pa.RecordBatch]:
         """The stored form of every piece, oldest first."""
         return [p.to_stored(layout) for p in self.pieces]
+
+    def sorted_pieces(self, layout: TableLayout) -> tuple[Piece, ...]:
+        """The pieces in physical order, few and free of duplicates, oldest first."""
+        self.pieces = tuple(_sort_pieces(layout, self.pieces))
+        return self.pieces
 
 
 class MemTable:
@@ -110,9 +117,17 @@ class MemTable:
             self._rows_unfolded = sum(p.batch.num_rows for p in kept)
 
     def pieces(self) -> tuple[Piece, ...]:
-        """The pieces, oldest first; those of an upsert table sorted, few, and free of duplicates."""
+        """The pieces, oldest first; those of an upsert table as `sorted_pieces`."""
         if self._layout.spec.kind is TableKind.UPSERT:
-            self._fold_upserts()
+            return self.sorted_pieces()
+        return tuple(self._pieces)
+
+    def sorted_pieces(self) -> tuple[Piece, ...]:
+        """The pieces in physical order, few and free of duplicates, oldest first."""
+        if any(not p.sorted for p in self._pieces):
+            self._pieces = _sort_pieces(self._layout, self._pieces)
+            self._nbytes = sum(p.batch.nbytes for p in self._pieces)
+            self._rows_folded, self._rows_unfolded = sum(p.batch.num_rows for p in self._pieces), 0
         return tuple(self._pieces)
 
     def restore(self, pieces: tuple[Piece, ...]) -> None:
@@ -129,7 +144,8 @@ class MemTable:
 
     def _fold_states(self) -> None:
         assert self._layout.merger is not None
-        reduced = self._layout.merger.reduce([p.batch for p in self._pieces])
+        names = self._layout.spec.schema.names
+        reduced = self._layout.merger.reduce([p.batch.select(names) for p in self._pieces])
         self._pieces = []
         for batch in reduced:
             times = self._layout.times(batch)
@@ -138,26 +154,26 @@ class MemTable:
         self._nbytes = sum(b.nbytes for b in reduced)
         self._rows_folded, self._rows_unfolded = sum(b.num_rows for b in reduced), 0
 
-    def _fold_upserts(self) -> None:
-        """Sort what was written since the last read, then merge neighbours of similar size.
 
-        Sizes stay geometric, so n rows are in O(log n) pieces and each is merged O(log n) times.
-        """
-        fresh = [p for p in self._pieces if not p.sorted]
-        if not fresh:
-            return
-        pieces = [p for p in self._pieces if p.sorted]
-        pieces.append(self._merged(fresh))
-        while len(pieces) > 1 and pieces[-2].batch.num_rows <= 2 * pieces[-1].batch.num_rows:
-            pieces[-2:] = [self._merged(pieces[-2:])]
-        self._pieces = pieces
-        self._nbytes = sum(p.batch.nbytes for p in pieces)
-        self._rows_unfolded, self._rows_folded = sum(p.batch.num_rows for p in pieces), 0
+def _sort_pieces(layout: TableLayout, pieces: Sequence[Piece]) -> list[Piece]:
+    """Sort what is not sorted yet, then merge neighbours of similar size.
 
-    def _merged(self, pieces: list[Piece]) -> Piece:
-        merged = self._layout.merge([p.to_stored(self._layout) for p in pieces])
-        times = self._layout.times(merged)
-        return Piece(merged, None if times is None or not len(times) else int(times.max()), merged, sorted=True)
+    Unsorted pieces are the newest. Sizes stay geometric, so n rows are in O(log n) pieces and each is
+    merged O(log n) times, however often this is called.
+    """
+    ordered = [p for p in pieces if p.sorted]
+    if len(ordered) == len(pieces):
+        return ordered
+    ordered.append(_merged(layout, [p for p in pieces if not p.sorted]))
+    while len(ordered) > 1 and ordered[-2].batch.num_rows <= 2 * ordered[-1].batch.num_rows:
+        ordered[-2:] = [_merged(layout, ordered[-2:])]
+    return ordered
+
+
+def _merged(layout: TableLayout, pieces: Sequence[Piece]) -> Piece:
+    merged = layout.merge([p.to_stored(layout) for p in pieces])
+    times = layout.times(merged)
+    return Piece(merged, None if times is None or not len(times) else int(times.max()), merged, sorted=True)
 
 
 def null_row_batch(schema: pa.Schema, keys: pa.RecordBatch) -> pa.RecordBatch:

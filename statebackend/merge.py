@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -39,13 +39,16 @@ from statebackend.tables import TableKind, TableOrder, TableSpec
 if TYPE_CHECKING:
     from datafusion.user_defined import AggregateUDF
 
-__all__ = ["HASH_COLUMN", "TOMBSTONE_COLUMN", "TableLayout", "concat", "key_prefixes", "time_values"]
+__all__ = ["HASH_COLUMN", "TOMBSTONE_COLUMN", "HashRange", "TableLayout", "concat", "key_prefixes", "time_values"]
 
 HASH_COLUMN = "__hash"
 TOMBSTONE_COLUMN = "__tombstone"
 
 Int64s = npt.NDArray[np.int64]
 UInt64s = npt.NDArray[np.uint64]
+HashRange: TypeAlias = tuple[int | None, int | None]
+"""Partition hashes from the first (None: 0) up to, and without, the second (None: 2**64)."""
+_HASH_MAX = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +145,23 @@ class TableLayout:
         if end is not None:
             keep &= times < end
         return batch.filter(pa.array(keep))
+
+    def within(self, batch: pa.RecordBatch, hash_range: HashRange) -> pa.RecordBatch:
+        """The rows with ``low <= hash < high``; the batch itself when that is all of them."""
+        low, high = hash_range
+        if (low, high) == (None, None) or not batch.num_rows:
+            return batch
+        if low is not None and low > _HASH_MAX:
+            return batch.slice(0, 0)
+        # Partial states in memory have no hash yet.
+        hashed = HASH_COLUMN in batch.schema.names
+        hashes = batch.column(HASH_COLUMN).to_numpy() if hashed else self.hash_of(batch)
+        keep = np.ones(len(hashes), dtype=bool)
+        if low is not None:
+            keep &= hashes >= np.uint64(low)
+        if high is not None and high <= _HASH_MAX:
+            keep &= hashes < np.uint64(high)
+        return batch if keep.all() else batch.filter(pa.array(keep))
 
     def merge(
         self, pieces: Sequence[pa.RecordBatch], *, watermark: int | None = None, drop_tombstones: bool = False

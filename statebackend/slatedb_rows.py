@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 
 from statebackend.errors import CorruptionError
 from statebackend.memtable import Piece
-from statebackend.merge import TOMBSTONE_COLUMN, TableLayout, concat
+from statebackend.merge import TOMBSTONE_COLUMN, HashRange, TableLayout, concat
 from statebackend.tables import TableKind, TableOrder
 
 __all__ = ["RowCodec"]
@@ -33,6 +33,7 @@ Changes = dict[bytes, bytes | None]
 
 _PLACE = struct.Struct(">QI")
 _SIGN = np.uint64(1 << 63)
+_WORD_MAX = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +48,16 @@ class RowCodec:
         name = self.layout.spec.name.encode()
         return b"t" + struct.pack(">H", len(name)) + name
 
-    def range_of(self, start: int | None, end: int | None) -> tuple[bytes, bytes]:
-        """First key and end of the keys that may hold times in ``[start, end)``."""
+    def range_of(self, start: int | None, end: int | None, hash_range: HashRange = (None, None)) -> tuple[bytes, bytes]:
+        """First key and end of the keys that may hold times in ``[start, end)`` and hashes in the range."""
         low, high = self.prefix, self.prefix[:-1] + bytes([self.prefix[-1] + 1])
         if self.layout.spec.order is TableOrder.TIME:
             low = low if start is None else self.prefix + _time_key(start)
             high = high if end is None else self.prefix + _time_key(end)
+        elif self.layout.spec.order is TableOrder.HASH:
+            first, last = hash_range
+            low = low if first is None else self.prefix + struct.pack(">Q", min(first, _WORD_MAX))
+            high = high if last is None or last > _WORD_MAX else self.prefix + struct.pack(">Q", last)
         return low, high
 
     def keys_of(self, batch: pa.RecordBatch) -> list[bytes]:

@@ -12,11 +12,13 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from statebackend.backend import LookupResult
+from statebackend.backend import LookupResult, Matches
 from statebackend.buffered_table import BufferedTable, BufferHost
 from statebackend.memtable import Piece
+from statebackend.merge import HASH_COLUMN, HashRange
 from statebackend.probe import probe
 from statebackend.slatedb_rows import RowCodec
+from statebackend.tables import TableOrder
 
 __all__ = ["SlateHost", "SlateTable"]
 
@@ -49,15 +51,17 @@ class SlateTable(BufferedTable):
         time_range: tuple[int | None, int | None] = (None, None),
         *,
         merged: bool = True,
+        hash_range: HashRange = (None, None),
     ) -> list[pa.RecordBatch]:
         """Live rows with ``start <= time < end``; see `StateTable.scan`."""
-        self._check_scan(time_range, merged=merged)
+        self._check_scan(time_range, hash_range, merged=merged)
         start, end = time_range
         snapshot, pieces, watermark = self._view()
         if watermark is not None and (start is None or start < watermark):
             start = watermark
-        stored = self.codec.rows_of(self._backend.scan(snapshot, *self.codec.range_of(start, end)))
+        stored = self.codec.rows_of(self._backend.scan(snapshot, *self.codec.range_of(start, end, hash_range)))
         batches = [self.layout.alive(b, start, end) for b in (stored, *(p.to_stored(self.layout) for p in pieces))]
+        batches = [self.layout.within(b, hash_range) for b in batches]
         if merged:
             batches = [self.layout.merge(batches, drop_tombstones=True)]
         return [self.layout.to_user(b, columns) for b in batches if b.num_rows]
@@ -70,6 +74,23 @@ class SlateTable(BufferedTable):
         everything = [stored, *(p.to_stored(self.layout) for p in pieces)]
         rows = self.layout.merge(everything, watermark=watermark, drop_tombstones=True)
         return self._answer(rows, probe(self.layout, rows, probes, np.arange(probes.num_rows)))
+
+    def matches(self, keys: pa.RecordBatch, time_range: tuple[int | None, int | None] = (None, None)) -> Matches:
+        """All live rows of the given partition keys; see `StateTable.matches`. A range scan for every key."""
+        probes = self._partition_probes(keys, time_range)
+        start, end = time_range
+        snapshot, pieces, watermark = self._view()
+        if watermark is not None and (start is None or start < watermark):
+            start = watermark
+        hashes = np.unique(probes.column(HASH_COLUMN).to_numpy())
+        if self.spec.order is TableOrder.TIME:
+            values = self._backend.scan(snapshot, *self.codec.range_of(start, end))
+        else:
+            ranges = (self.codec.range_of(None, None, (h, h + 1)) for h in hashes.tolist())
+            values = [value for low, high in ranges for value in self._backend.scan(snapshot, low, high)]
+        batches = [self.codec.rows_of(values), *(p.to_stored(self.layout) for p in pieces)]
+        rows = self.layout.merge([self.layout.alive(b, start, end) for b in batches], drop_tombstones=True)
+        return self._matches(rows, probes)
 
     def freeze(self, sequence: int) -> None:
         """Swap the MemTable for an empty one; the backend's lock is held."""

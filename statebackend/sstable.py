@@ -40,7 +40,7 @@ import pyarrow as pa
 from statebackend import format as envelope
 from statebackend.errors import CorruptionError, ObjectMissingError, UnsupportedFormatError
 from statebackend.keys import HASH_VERSION
-from statebackend.merge import HASH_COLUMN, TableLayout
+from statebackend.merge import HASH_COLUMN, HashRange, TableLayout
 from statebackend.objectstore import ObjectStore
 from statebackend.settings import StoreSettings
 from statebackend.tables import TableOrder, TableSpec
@@ -87,6 +87,15 @@ class SSTableMeta:
     time_min: int | None
     time_max: int | None
 
+    def overlaps(self, start: int | None, end: int | None, hash_range: HashRange = (None, None)) -> bool:
+        """Whether the file may hold rows with ``start <= time < end`` and a hash in the range."""
+        low, high = hash_range
+        if (low is not None and self.hash_max < low) or (high is not None and self.hash_min >= high):
+            return False
+        if self.time_min is None or self.time_max is None:
+            return True
+        return (start is None or self.time_max >= start) and (end is None or self.time_min < end)
+
     def expired(self, watermark: int | None) -> bool:
         """Whether every row lies below the watermark."""
         return watermark is not None and self.time_max is not None and self.time_max < watermark
@@ -98,14 +107,15 @@ class SSTableIndex:
 
     entries: npt.NDArray[np.void]
 
-    def overlapping(self, start: int | None, end: int | None) -> list[int]:
-        """Blocks that may hold times in ``[start, end)``."""
-        keep = np.ones(len(self.entries), dtype=bool)
-        if start is not None:
-            keep &= self.entries["time_max"] >= start
-        if end is not None:
-            keep &= self.entries["time_min"] < end
-        return [int(i) for i in np.flatnonzero(keep)]
+    def overlapping(self, start: int | None, end: int | None, hash_range: HashRange = (None, None)) -> list[int]:
+        """Blocks that may hold times in ``[start, end)`` and hashes in ``hash_range``."""
+        keep = self._in_times(start, end)
+        low, high = hash_range
+        if low is not None:
+            keep &= self.entries["hash_max"] >= low
+        if high is not None and high < 1 << 64:
+            keep &= self.entries["hash_min"] < high
+        return np.flatnonzero(keep).tolist()
 
     def overlapping_keys(
         self, spec: TableSpec, low: tuple[int, int] | None, high: tuple[int, int] | None, watermark: int | None
@@ -119,13 +129,21 @@ class SSTableIndex:
             keep &= self.entries[f"{first}_min"] <= high[0]
         if watermark is not None:
             keep &= self.entries["time_max"] >= watermark
-        return [int(i) for i in np.flatnonzero(keep)]
+        return np.flatnonzero(keep).tolist()
 
-    def holding(self, hashes: npt.NDArray[np.uint64]) -> list[int]:
-        """Blocks whose hash range holds at least one of the sorted ``hashes``."""
+    def holding(self, hashes: npt.NDArray[np.uint64], start: int | None, end: int | None) -> list[int]:
+        """Blocks that may hold one of the sorted ``hashes`` with a time in ``[start, end)``."""
         first = np.searchsorted(hashes, self.entries["hash_min"], side="left")
         last = np.searchsorted(hashes, self.entries["hash_max"], side="right")
-        return [int(i) for i in np.flatnonzero(last > first)]
+        return np.flatnonzero((last > first) & self._in_times(start, end)).tolist()
+
+    def _in_times(self, start: int | None, end: int | None) -> npt.NDArray[np.bool_]:
+        keep = np.ones(len(self.entries), dtype=bool)
+        if start is not None:
+            keep &= self.entries["time_max"] >= start
+        if end is not None:
+            keep &= self.entries["time_min"] < end
+        return keep
 
 
 @dataclass(frozen=True, slots=True)

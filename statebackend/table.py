@@ -6,26 +6,27 @@ of files; all are immutable, so the rest needs no lock. Files are read on the st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from statebackend.backend import LookupResult
+from statebackend.backend import LookupResult, Matches
 from statebackend.buffered_table import BufferedTable, BufferHost
-from statebackend.cache import BlockReader
+from statebackend.cache import BlockReader, BlockSelector
 from statebackend.compaction import KeyRange, plan_ranges
 from statebackend.memtable import FrozenMemTable, Piece
-from statebackend.merge import HASH_COLUMN, TOMBSTONE_COLUMN, TableLayout, concat, key_prefixes
-from statebackend.probe import probe
+from statebackend.merge import HASH_COLUMN, TOMBSTONE_COLUMN, HashRange, TableLayout, concat, key_prefixes
+from statebackend.probe import candidates, probe
 from statebackend.sstable import SSTableIndex, SSTableMeta
-from statebackend.tables import TableOrder
+from statebackend.tables import TableOrder, TableSpec
 
 __all__ = ["LsmTable", "TableHost"]
 
@@ -70,22 +71,27 @@ class LsmTable(BufferedTable):
         time_range: tuple[int | None, int | None] = (None, None),
         *,
         merged: bool = True,
+        hash_range: HashRange = (None, None),
     ) -> list[pa.RecordBatch]:
         """Live rows with ``start <= time < end``; see `StateTable.scan`."""
-        self._check_scan(time_range, merged=merged)
-        start, end = time_range
+        self._check_scan(time_range, hash_range, merged=merged)
         with self._view() as view:
-            if view.watermark is not None and (start is None or start < view.watermark):
-                start = view.watermark
-            files = [f for f in view.files if _touches(f, start, end)]
-            batches = self._store.read(lambda: self._read_files(files, start, end)) if files else []
+            start, end = _alive(view, time_range)
+            files = [f for f in view.files if f.overlaps(start, end, hash_range)]
+            batches = self._read_blocks(files, lambda index: index.overlapping(start, end, hash_range))
+        batches += [p.to_stored(self.layout) if merged else p.batch for p in view.pieces]
+        batches = [self.layout.within(self.layout.alive(b, start, end), hash_range) for b in batches]
         if merged:
-            pieces = [*batches, *(p.to_stored(self.layout) for p in view.pieces)]
-            alive = [self.layout.alive(p, start, end) for p in pieces]
-            batches = [self.layout.merge(alive, drop_tombstones=True)]
-        else:
-            batches = [self.layout.alive(b, start, end) for b in (*batches, *(p.batch for p in view.pieces))]
+            batches = [self.layout.merge(batches, drop_tombstones=True)]
         return [self.layout.to_user(b, columns) for b in batches if b.num_rows]
+
+    def matches(self, keys: pa.RecordBatch, time_range: tuple[int | None, int | None] = (None, None)) -> Matches:
+        """All live rows of the given partition keys; see `StateTable.matches`."""
+        probes = self._partition_probes(keys, time_range)
+        with self._view(ordered=True) as view:
+            start, end = _alive(view, time_range)
+            rows = self._merge_candidates(probes, view, start, end)
+        return self._matches(rows, probes)
 
     def scan_keys(self, start: bytes | None = None, end: bytes | None = None) -> Iterator[pa.RecordBatch]:
         """Live rows with ``start <= key < end`` in the order of the key, a bounded piece at a time.
@@ -101,11 +107,7 @@ class LsmTable(BufferedTable):
             for keys in plan_ranges(self.spec, indexes, _SCAN_ROWS):
                 if self._outside(keys, start, end):
                     continue
-                pieces = []
-                for meta in view.files:
-                    pieces += self._store.read(
-                        partial(self._store.reader.read_range, self.layout, meta, keys.low, keys.high)
-                    )
+                pieces = self._read_blocks(view.files, partial(_in_range, self.spec, keys))
                 rows = self.layout.merge(
                     [p[keys.select(self.layout.order_columns(p))] for p in (*pieces, memory)], drop_tombstones=True
                 )
@@ -132,7 +134,7 @@ class LsmTable(BufferedTable):
     def lookup(self, keys: pa.RecordBatch) -> LookupResult:
         """The row of each key; see `StateTable.lookup`."""
         probes = self._probes(keys)
-        with self._view() as view:
+        with self._view(ordered=True) as view:
             if self.layout.merger is not None:
                 return self._lookup_states(probes, view)
             return self._lookup_newest(probes, view)
@@ -161,27 +163,46 @@ class LsmTable(BufferedTable):
         return self.memtable.nbytes + sum(f.nbytes for f in self.frozen)
 
     @contextmanager
-    def _view(self) -> Iterator[_View]:
-        """Everything at this moment; its files stay where they are until the end of the block."""
+    def _view(self, *, ordered: bool = False) -> Iterator[_View]:
+        """Everything at this moment; its files stay where they are until the end of the block.
+
+        ``ordered``: the pieces are sorted.
+        """
         with ExitStack() as stack:
             with self._host.lock:
-                frozen = [piece for f in self.frozen for piece in f.pieces]
-                view = _View(
-                    (*self.files, *(meta for _, meta in self.early)),
-                    (*frozen, *self.memtable.pieces()),
-                    self._watermark,
-                )
-                if view.files:
-                    stack.enter_context(self._store.reader.using(view.files))
-            yield view
+                frozen, watermark = self.frozen, self._watermark
+                recent = self.memtable.sorted_pieces() if ordered else self.memtable.pieces()
+                files = (*self.files, *(meta for _, meta in self.early))
+                if files:
+                    stack.enter_context(self._store.reader.using(files))
+            older = [p for f in frozen for p in (f.sorted_pieces(self.layout) if ordered else f.pieces)]
+            yield _View(files, (*older, *recent), watermark)
 
-    async def _read_files(
-        self, files: Sequence[SSTableMeta], start: int | None, end: int | None
-    ) -> list[pa.RecordBatch]:
-        batches: list[pa.RecordBatch] = []
-        for meta in files:
-            batches.extend(await self._store.reader.read_times(self.layout, meta, start, end))
-        return batches
+    def _read_blocks(self, files: Sequence[SSTableMeta], select: BlockSelector) -> list[pa.RecordBatch]:
+        """The selected blocks of every file, oldest first; on the runtime only if some are not in memory."""
+        if not files:
+            return []
+        reader = self._store.reader
+        found = [reader.cached(meta, select) for meta in files]
+        absent = [meta for meta, blocks in zip(files, found, strict=True) if blocks is None]
+        if absent:
+            read = iter(self._store.read(lambda: _gather(reader.read(self.layout, meta, select) for meta in absent)))
+            found = [next(read) if blocks is None else blocks for blocks in found]
+        return [block for blocks in found for block in blocks or ()]
+
+    def _merge_candidates(
+        self, probes: pa.RecordBatch, view: _View, start: int | None, end: int | None
+    ) -> pa.RecordBatch:
+        """What all pieces together hold of the partition keys and times: only that is merged."""
+        hashes = np.unique(probes.column(HASH_COLUMN).to_numpy())
+        if not len(hashes):
+            return concat([], self.layout.stored)
+        span = (int(hashes[0]), int(hashes[-1]) + 1)
+        files = [f for f in view.files if f.overlaps(start, end, span)]
+        pieces = self._read_blocks(files, lambda index: index.holding(hashes, start, end))
+        pieces += [p.to_stored(self.layout) for p in view.pieces]
+        met = [candidates(self.layout, p, hashes, start, end) for p in pieces]
+        return self.layout.merge(met, drop_tombstones=True)
 
     def _files_newest_first(
         self, probes: pa.RecordBatch, view: _View
@@ -192,9 +213,8 @@ class LsmTable(BufferedTable):
         def reader_of(meta: SSTableMeta) -> Callable[[npt.NDArray[np.intp]], pa.RecordBatch]:
             def read(rows: npt.NDArray[np.intp]) -> pa.RecordBatch:
                 wanted = np.sort(hashes[rows])
-                span = None if times is None else (int(times[rows].min()), int(times[rows].max()))
-                batches = self._store.read(lambda: self._store.reader.read_keys(self.layout, meta, wanted, span))
-                return concat(batches, self.layout.stored)
+                start, end = (None, None) if times is None else (int(times[rows].min()), int(times[rows].max()) + 1)
+                return concat(self._read_blocks([meta], lambda i: i.holding(wanted, start, end)), self.layout.stored)
 
             return read
 
@@ -209,7 +229,7 @@ class LsmTable(BufferedTable):
         pieces: list[pa.RecordBatch] = []
         place = np.full(probes.num_rows, -1, dtype=np.int64)
         rows_before = 0
-        memory = [self._sorted(p) for p in reversed(view.pieces)]
+        memory = [p.to_stored(self.layout) for p in reversed(view.pieces)]
         sources = [*(lambda _, m=m: m for m in memory), *self._files_newest_first(probes, view)]
         for source in sources:
             if not len(missing):
@@ -229,23 +249,28 @@ class LsmTable(BufferedTable):
         return self._answer(rows, place)
 
     def _lookup_states(self, probes: pa.RecordBatch, view: _View) -> LookupResult:
-        everything = np.arange(probes.num_rows)
-        pieces = [read(everything) for read in self._files_newest_first(probes, view)]
-        pieces.extend(p.batch for p in view.pieces)
         times = self.layout.times(probes)
-        if times is not None and len(times):  # merge only what the keys can meet
-            pieces = [self.layout.alive(p, int(times.min()), int(times.max()) + 1) for p in pieces]
-        rows = self.layout.merge(pieces, watermark=view.watermark)
-        return self._answer(rows, probe(self.layout, rows, probes, everything))
-
-    def _sorted(self, piece: Piece) -> pa.RecordBatch:
-        if not piece.sorted:  # a frozen piece that was never read before
-            piece.stored = self.layout.merge([piece.to_stored(self.layout)])
-            piece.sorted = True
-        return piece.to_stored(self.layout)
+        span = (None, None) if times is None or not len(times) else (int(times.min()), int(times.max()) + 1)
+        rows = self._merge_candidates(probes, view, *_alive(view, span))
+        return self._answer(rows, probe(self.layout, rows, probes, np.arange(probes.num_rows)))
 
 
-def _touches(meta: SSTableMeta, start: int | None, end: int | None) -> bool:
-    if meta.time_min is None or meta.time_max is None:
-        return True
-    return (start is None or meta.time_max >= start) and (end is None or meta.time_min < end)
+def _alive(view: _View, time_range: tuple[int | None, int | None]) -> tuple[int | None, int | None]:
+    """The part of the range that is not below the watermark."""
+    start, end = time_range
+    if view.watermark is not None and (start is None or start < view.watermark):
+        start = view.watermark
+    return start, end
+
+
+def _in_range(spec: TableSpec, keys: KeyRange, index: SSTableIndex) -> list[int]:
+    return index.overlapping_keys(spec, keys.low, keys.high, None)
+
+
+async def _gather(reads: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of all reads, which run together; every one has ended before the first failure is raised."""
+    outcomes = await asyncio.gather(*reads, return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+    return cast("list[T]", outcomes)

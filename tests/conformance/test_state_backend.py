@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Callable, Iterator
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from datafusion import col
@@ -26,6 +29,7 @@ from statebackend import (
     backend_names,
     open_backend,
 )
+from statebackend.keys import hash_columns
 from tests.conformance.conftest import Place
 from tests.support.stores import KV, LOG, job
 
@@ -221,6 +225,117 @@ def test_keys_that_are_canonically_equal_are_one_key(open_again: Open) -> None:
     table.write(pa.record_batch({"key": [-0.0], "value": [3]}, schema=schema))
     found = table.lookup(pa.record_batch({"key": [-0.0, 0.0, -float("nan")]}))
     assert found.batch.column("value").to_pylist() == [3, 3, 2]
+
+
+EDGES = pa.schema([("key", pa.string()), ("part", pa.int32()), ("at", pa.timestamp("ms")), ("value", pa.int64())])
+PROBES = [("a", 1), ("b", None), (None, 2), ("zz", 1), ("a", 1), (None, None)]
+
+
+def edges(kind: TableKind, order: TableOrder) -> TableSpec:
+    return TableSpec(name="edges", schema=EDGES, key=("key", "part", "at"), kind=kind, order=order, time_field="at")
+
+
+def partition_keys(*pairs: tuple[str | None, int | None]) -> pa.RecordBatch:
+    return pa.record_batch(list(zip(*pairs, strict=True)), schema=pa.schema(list(EDGES)[:2]))
+
+
+@pytest.mark.parametrize("order", [TableOrder.HASH, TableOrder.TIME])
+@pytest.mark.parametrize("kind", [TableKind.UPSERT, TableKind.APPEND])
+def test_matches_are_all_live_rows_of_the_partition_keys(open_again: Open, kind: TableKind, order: TableOrder) -> None:
+    rng = random.Random(f"{kind} {order}")
+    backend = open_again()
+    table = backend.table(edges(kind, order))
+    written: list[tuple[str | None, int | None, int, int]] = []
+
+    def expected(start: int, end: int) -> list[tuple[int, Any, Any, int, int]]:
+        kept = written if kind is TableKind.APPEND else [(*k, v) for k, v in {r[:3]: r[3] for r in written}.items()]
+        alive = [r for r in kept if max(start, 5) <= r[2] < end]
+        return [(i, *r) for i, p in enumerate(PROBES) for r in sorted(alive, key=lambda r: r[2]) if r[:2] == p]
+
+    def found(*time_range: int) -> list[tuple[Any, ...]]:
+        matches = table.matches(partition_keys(*PROBES), time_range or (None, None))
+        assert matches.key_index.type == pa.int64()
+        assert matches.batch.schema == EDGES
+        columns = [*matches.batch.columns[:2], matches.batch.column("at").cast(pa.int64()), matches.batch.column(3)]
+        return list(zip(matches.key_index.to_pylist(), *(c.to_pylist() for c in columns), strict=True))
+
+    table.expire(5)
+    assert found() == []
+    for step in range(12):
+        rows = [
+            (rng.choice(["a", "b", None]), rng.choice([1, 2, None]), rng.randrange(20), 1000 * step + i)
+            for i in range(30)
+        ]
+        written += rows
+        table.write(pa.record_batch(list(zip(*rows, strict=True)), schema=EDGES))
+        if step % 3 == 2:
+            commit(backend)
+        assert found() == expected(0, 99)
+    assert found(8, 13) == expected(8, 13)
+    assert found(13, 8) == []
+    commit(backend)
+    table = open_again().table(edges(kind, order))
+    assert found() == expected(0, 99)
+    assert table.matches(partition_keys(*PROBES).slice(0, 0)).batch.num_rows == 0
+
+
+def test_matches_of_deleted_rows_and_of_states(open_again: Open) -> None:
+    backend = open_again()
+    table, sums = backend.table(KV), backend.table(SUMS)
+    table.write(kv(a=1, b=2))
+    for value in (1.0, 3.0):
+        for batch in events((10, "a", value), (20, "a", value), (10, None, value)):
+            sums.write(batch)
+        commit(backend)
+        found = sums.matches(pa.record_batch({"key": pa.array(["x", "a", None])}), (10, 20))
+    assert found.key_index.to_pylist() == [1, 2]
+    assert sorted(rows(AGGREGATION.merger.final([found.batch])), key=str) == [
+        (10, "a", 2, 2.0, 3.0),
+        (10, None, 2, 2.0, 3.0),
+    ]
+    table.delete(keys("a"))
+    found = table.matches(keys("b", "a", "b"))
+    assert found.key_index.to_pylist() == [0, 2]
+    assert rows([found.batch]) == [("b", 2), ("b", 2)]
+    with pytest.raises(ValueError, match="time range needs a time_field"):
+        table.matches(keys("a"), (1, None))
+    with pytest.raises(SchemaMismatchError, match="part"):
+        backend.table(edges(TableKind.APPEND, TableOrder.HASH)).matches(keys("a"))
+
+
+@pytest.mark.parametrize("order", [TableOrder.HASH, TableOrder.TIME])
+def test_hash_ranges_divide_a_table(open_again: Open, order: TableOrder) -> None:
+    backend = open_again()
+    table = backend.table(edges(TableKind.APPEND, order))
+    for step in range(4):
+        table.write(pa.record_batch([[str(i) for i in range(50)], [step] * 50, range(50), range(50)], schema=EDGES))
+        if step < 3:
+            commit(backend)
+    cuts = [None, 1 << 61, 1 << 63, (1 << 64) - (1 << 60), 1 << 64]
+    parts = [rows(table.scan(["key", "part"], hash_range=(low, high))) for low, high in pairwise(cuts)]
+    assert all(parts)
+    assert sorted(chain(*parts)) == sorted(rows(table.scan(["key", "part"])))
+    for (low, high), part in zip(pairwise(cuts), parts, strict=True):
+        hashes = hash_columns(partition_keys(*part).columns)
+        assert ((hashes >= np.uint64(low or 0)) & (hashes <= np.uint64(high - 1))).all()
+    assert table.scan(hash_range=(1 << 64, None)) == []
+    assert table.scan(hash_range=(5, 5)) == []
+    with pytest.raises(ValueError, match="not within"):
+        table.scan(hash_range=(-1, None))
+
+
+def test_hash_ranges_divide_partial_states(open_again: Open) -> None:
+    backend = open_again()
+    table = backend.table(SUMS)
+    for step in range(3):
+        for batch in events(*((10, str(i), 1.0) for i in range(20))):
+            table.write(batch)
+        if step < 2:
+            commit(backend)
+    for merged in (True, False):
+        parts = [final(table, hash_range=r, merged=merged) for r in ((None, 1 << 63), (1 << 63, None))]
+        assert all(parts)
+        assert sorted(chain(*parts), key=str) == final(table)
 
 
 def test_partial_states_merge_across_memtables_files_and_restarts(open_again: Open) -> None:

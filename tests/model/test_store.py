@@ -119,6 +119,23 @@ class StoreMachine(RuleBasedStateMachine):
             assert found.batch.column("value").to_pylist() == [self.upserts.get(p) for p in probes]
             assert found.hit.to_pylist() == [p in self.upserts for p in probes]
 
+    @rule(probes=st.lists(KEYS, min_size=1, max_size=6), start=st.none() | TIMES, end=st.none() | TIMES)
+    def match(self, probes: list[str | None], start: int | None, end: int | None) -> None:
+        upserts = [(*k, v) for k, v in self.upserts.items()]
+        for table, held in (*((t, upserts) for t in UPSERTS), *((t, self.appends) for t in APPENDS)):
+            found = self.table(table).matches(pa.record_batch({"key": pa.array(probes, pa.string())}), (start, end))
+            alive = [r for r in held if (start is None or r[1] >= start) and (end is None or r[1] < end)]
+            expected = [(i, *r) for i, p in enumerate(probes) for r in sorted(alive, key=lambda r: r[1]) if r[0] == p]
+            columns = [found.key_index, *found.batch.columns]
+            assert list(zip(*(c.to_pylist() for c in columns), strict=True)) == expected
+
+    @rule(cut=st.integers(0, 1 << 64))
+    def scan_in_two_halves(self, cut: int) -> None:
+        for table in UPSERTS:
+            halves = [self.table(table).scan(hash_range=r) for r in ((None, cut), (cut, None))]
+            found = [tuple(r.values()) for half in halves for b in half for r in b.to_pylist()]
+            assert sorted(found, key=str) == sorted(((*k, v) for k, v in self.upserts.items()), key=str)
+
     @rule(start=TIMES, end=TIMES)
     def scan_a_range(self, start: int, end: int) -> None:
         for table in UPSERTS:

@@ -66,7 +66,8 @@ def test_a_time_range_reads_only_the_blocks_that_overlap_it(world: World) -> Non
 def test_hashes_select_blocks(world: World) -> None:
     table = encoded()
     hashes = np.sort(table.blocks[3].column("__hash").to_numpy()[:5])
-    assert 3 in table.index.holding(hashes)
+    assert 3 in table.index.holding(hashes, None, None)
+    assert table.index.holding(hashes, 1000, None) == []
 
 
 def test_every_damaged_byte_is_found_before_anything_is_decoded(world: World) -> None:
