@@ -13,7 +13,7 @@ General layout, from the ground up (each module imports only from those above it
     pipeline                      how what was built becomes what runs
     report  checkpoint  job       the run: barriers, commits, the loop
     verbs  stream  context        the user's face
-    exit_codes  flights  demo  cli   ``python -m operators``
+    exit_codes  flights  demo  nexmark  cli   ``python -m operators``
 """
 
 from operators.context import StreamContext

@@ -1,4 +1,4 @@
-"""``python -m operators demo``: see a job survive kill -9."""
+"""``python -m operators``: see a job survive kill -9, and the Nexmark benchmark."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from operators.demo.worker import WorkerSettings, run_worker
 from operators.errors import OperatorError
 from operators.exit_codes import ExitCode, exit_code_of
 from operators.flights import FLIGHTS_ROWS
+from operators.nexmark.command import add_nexmark
 from statebackend import StateStoreError
 
 __all__ = ["main"]
@@ -80,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0, metavar="N", help="of the disorder and of the kills (default 0)")
     demo.set_defaults(run=_demo)
     _add_worker(commands)
+    add_nexmark(commands)
     return parser
 
 

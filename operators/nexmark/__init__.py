@@ -1,0 +1,5 @@
+"""The Nexmark benchmark: a stream of auctions, and the queries of the suite over it.
+
+``model.py`` has the three kinds of events, ``draws.py`` and ``generator.py`` make them, ``dataset.py``
+writes them to Parquet, ``command.py`` is the command line.
+"""
