@@ -3,6 +3,7 @@
 General layout, from the ground up (each module imports only from those above it)::
 
     errors  ids  tables  settings         foundations
+    histogram  logs  progress             what is counted and logged
     objectstore*                          the storage seam: one module per kind of storage, and wrappers
     daemon_pool  runtime                  the isolated runtime
     format  keys                          envelope, canonical keys and their hash
@@ -11,7 +12,8 @@ General layout, from the ground up (each module imports only from those above it
     merge  memtable  sstable  probe       pieces of tables in memory and in files
     manifest  manifest_codec  manifest_store   the manifest, its transitions, its publication
     flusher  compaction  compactor        background work
-    buffered_table  table  store          the store
+    metrics  metrics_server               figures as values, rows, Prometheus text, over HTTP
+    buffered_table  table  observer  store     the store
     kv                                    a plain key-value face
     lsm_backend  memory_backend           implementations of the StateBackend protocol in `backend`;
     slatedb_backend  slatedb_*            SlateDB as another, registered as a third party would
@@ -19,6 +21,8 @@ General layout, from the ground up (each module imports only from those above it
 
 ``ARCHITECTURE.md`` beside this file tells how it works and draws the formats.
 """
+
+import logging
 
 from statebackend.accumulators import Aggregation, StateMerger
 from statebackend.backend import Checkpoint, Health, JobState, LookupResult, Matches, StateBackend, StateTable
@@ -42,6 +46,7 @@ from statebackend.ids import CheckpointId, StoreId
 from statebackend.kv import KeyValueStore, open_kv
 from statebackend.lsm_backend import backend_names, open_backend
 from statebackend.memory_backend import MemoryStateBackend, MemoryStateSpace
+from statebackend.metrics import BackgroundStatus, StoreMetrics, TableMetrics, TaskState
 from statebackend.prepared import PreparedPlan
 from statebackend.settings import StoreSettings
 from statebackend.store import StateStore
@@ -50,6 +55,7 @@ from statebackend.tables import TableKind, TableOrder, TableSpec
 __all__ = [
     "Aggregation",
     "AtomicCreateError",
+    "BackgroundStatus",
     "Checkpoint",
     "CheckpointId",
     "CheckpointNotFoundError",
@@ -76,13 +82,19 @@ __all__ = [
     "StorageUnavailableError",
     "StoreClosedError",
     "StoreId",
+    "StoreMetrics",
     "StoreSettings",
     "TableKind",
+    "TableMetrics",
     "TableOrder",
     "TableSpec",
+    "TaskState",
     "UnsupportedAggregateError",
     "UnsupportedFormatError",
     "backend_names",
     "open_backend",
     "open_kv",
 ]
+
+# A library says nothing by itself: without this, logging prints warnings that no handler of the application takes.
+logging.getLogger(__name__).addHandler(logging.NullHandler())

@@ -32,6 +32,17 @@ class BlockCache:
         self._lock = threading.Lock()
         self._blocks: OrderedDict[tuple[str, int], pa.RecordBatch] = OrderedDict()
         self._bytes = 0
+        self._hits = self._misses = 0
+
+    @property
+    def bytes_max(self) -> int:
+        """The limit."""
+        return self._bytes_max
+
+    @property
+    def requests(self) -> tuple[int, int]:
+        """How many blocks were asked for and found, and not found, so far."""
+        return self._hits, self._misses
 
     @property
     def nbytes(self) -> int:
@@ -43,7 +54,9 @@ class BlockCache:
         with self._lock:
             block = self._blocks.get((name, number))
             if block is None:
+                self._misses += 1
                 return None
+            self._hits += 1
             self._blocks.move_to_end((name, number))
             return block
 
@@ -88,9 +101,19 @@ class BlockReader:
             return frozenset(self._in_use)
 
     @property
+    def cache(self) -> BlockCache:
+        """The cache that is read through."""
+        return self._cache
+
+    @property
     def cache_bytes(self) -> int:
         """Bytes of decoded blocks held now."""
         return self._cache.nbytes
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes of block indexes held now; they stay as long as their file is live, outside the cache's limit."""
+        return sum(index.entries.nbytes for index in tuple(self._indexes.values()))
 
     def keep(self, table: EncodedSSTable) -> None:
         """Keep what was just written, so that it need not be read back."""

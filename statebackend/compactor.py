@@ -13,6 +13,7 @@ Invariants:
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Sequence
 
@@ -23,15 +24,19 @@ from statebackend.compaction import CompactionPlan, KeyRange, plan_compaction, p
 from statebackend.errors import CommitConflictError, StateStoreError
 from statebackend.flusher import MemtableFlusher, upload_sstable
 from statebackend.ids import SequenceNumber
+from statebackend.logs import context
 from statebackend.manifest import CompactionCommit, Manifest
 from statebackend.manifest_store import Clock
 from statebackend.merge import TableLayout, concat
 from statebackend.objectstore import ObjectStore
+from statebackend.progress import TaskProgress
 from statebackend.runtime import IsolatedRuntime
 from statebackend.settings import StoreSettings
 from statebackend.sstable import EncodedSSTable, SSTableIndex, SSTableMeta, encode_sstable, read_blocks
 
 __all__ = ["Compactor"]
+
+logger = logging.getLogger(__name__)
 
 
 class Compactor:
@@ -61,9 +66,7 @@ class Compactor:
         self._owner = f"c{flusher.manifest.compactor_epoch}-0-0"  # of this opening; a successor has another
         self._running = False
         self._sequence = 0
-        self.last_error: BaseException | None = None
-        self.completed = 0
-        self.failures = 0
+        self.progress = TaskProgress(clock.now_ms)
 
     async def run_if_due(self) -> None:
         """Merge until no table is crowded; at most one call works at a time."""
@@ -81,18 +84,25 @@ class Compactor:
             self._running = False
 
     async def _run(self, plan: CompactionPlan, layout: TableLayout) -> bool:
+        began = self._clock.monotonic()
+        fields = context(store_id=self._flusher.manifest.store_id, table=plan.table)
         try:
-            commit = await self._merge(plan, layout)
-            manifest = await self._flusher.write_manifest_safely(commit.apply)
-        except CommitConflictError:
-            return True  # abandoned: plan again on the newer manifest
+            with self.progress.run(CommitConflictError):
+                commit = await self._merge(plan, layout)
+                manifest = await self._flusher.write_manifest_safely(commit.apply)
+        except CommitConflictError as error:
+            logger.info("compaction abandoned, to be planned again: %s", error, extra=fields)
+            return True
         except StateStoreError as error:
-            self.failures += 1
-            self.last_error = error
+            logger.warning("compaction failed, the next commit tries again: %s", error, extra=fields)
             return False
         self._on_commit(manifest)
-        self.completed += 1
-        self.last_error = None
+        took = self._clock.monotonic() - began
+        logger.info(
+            "merged %d files, %d bytes into %d files, %d bytes in %.3f s",
+            len(plan.inputs), sum(f.size for f in plan.inputs),
+            len(commit.output), sum(f.size for f in commit.output), took, extra=fields | {"duration_s": took},
+        )  # fmt: skip
         return True
 
     async def _merge(self, plan: CompactionPlan, layout: TableLayout) -> CompactionCommit:

@@ -17,29 +17,37 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from statebackend.backend import Checkpoint, JobState
 from statebackend.errors import (
+    CommitUnknownError,
     CorruptionError,
     FencedError,
     StateStoreError,
     StorageUnavailableError,
 )
+from statebackend.histogram import HistogramRecorder
 from statebackend.ids import CheckpointId, SequenceNumber
+from statebackend.logs import context
 from statebackend.manifest import CheckpointCommit, Manifest
 from statebackend.manifest_store import Clock, FenceableManifest
 from statebackend.memtable import FrozenMemTable
 from statebackend.merge import TableLayout
 from statebackend.objectstore_base import ObjectStore, PutResult, needs_operator
+from statebackend.progress import TaskProgress
 from statebackend.runtime import IsolatedRuntime
 from statebackend.settings import StoreSettings
 from statebackend.sstable import EncodedSSTable, SSTableMeta, encode_sstable
 from statebackend.tables import TableSpec
 
 __all__ = ["FlushRequest", "MemtableFlusher", "upload_sstable"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,9 +91,11 @@ class MemtableFlusher:
         self._encoded: dict[int, EncodedSSTable | None] = {}
         self._uploaded: dict[int, tuple[str, SSTableMeta]] = {}
         self.fatal: StateStoreError | None = None
-        self.last_error: BaseException | None = None
+        self.progress = TaskProgress(clock.now_ms)
+        self.durations = HistogramRecorder()
         self.commits = 0
-        self.failures = 0
+        self.conflicts = 0
+        self.unknown_outcomes = 0
 
     @property
     def owner(self) -> str:
@@ -134,32 +144,49 @@ class MemtableFlusher:
                         self.commits += 1
                         return manifest
                     conflicts += 1
+                    self.conflicts += 1
+                    logger.info(
+                        "manifest %d was taken by another commit", self.manifest.number + 1, extra=self._context()
+                    )
+            except CommitUnknownError:
+                self.unknown_outcomes += 1
+                raise
             except (FencedError, CorruptionError) as error:
                 self.fatal = error
+                logger.error("nothing is written any more: %s", error, extra=self._context())
                 raise
 
     async def flush_imm_memtables_to_l0(self, request: FlushRequest) -> Checkpoint:
         """Upload what was frozen for this request and commit it with the job's state."""
         async with self._turn:
             try:
-                if self.fatal is not None:
-                    raise self.fatal
-                written = await self._upload_all(request)
-                manifest = await self._commit_request(request, written)
-            except BaseException as error:
-                self.failures += 1
-                self.last_error = error
+                with self.progress.run():
+                    if self.fatal is not None:
+                        raise self.fatal
+                    written = await self._upload_all(request)
+                    manifest = await self._commit_request(request, written)
+            except StateStoreError as error:
+                logger.warning(
+                    "checkpoint %d failed, the next one commits its rows too: %s", request.checkpoint_id, error,
+                    extra=self._context(checkpoint_id=int(request.checkpoint_id)),
+                )  # fmt: skip
                 raise
-        self.last_error = None
         metas = [w.meta for w in written]
         checkpoint = manifest.checkpoint
         assert checkpoint is not None
-        return replace(
+        done = replace(
             checkpoint,
             bytes_written=sum(m.size for m in metas),
             rows_written=sum(m.rows for m in metas),
             duration_s=self._clock.monotonic() - request.started,
         )
+        self.durations.record(done.duration_s)
+        logger.info(
+            "checkpoint %d committed in manifest %d: %d files, %d rows, %d bytes in %.3f s",
+            done.checkpoint_id, manifest.number, len(metas), done.rows_written, done.bytes_written, done.duration_s,
+            extra=self._context(checkpoint_id=done.checkpoint_id, duration_s=done.duration_s),
+        )  # fmt: skip
+        return done
 
     async def _upload_all(self, request: FlushRequest) -> list[EncodedSSTable]:
         frozen = [f for f in request.frozen if f.sequence > self._committed_mark]
@@ -207,7 +234,14 @@ class MemtableFlusher:
             )
         encoded = self._encoded[frozen.sequence]
         if encoded is not None:
+            began = self._clock.monotonic()
             await upload_sstable(self._objects, encoded, self._clock, self._rng, self._settings.commit_timeout_s)
+            logger.debug(
+                "flushed %d rows, %d bytes", encoded.meta.rows, encoded.meta.size,
+                extra=self._context(
+                    table=frozen.table, object=encoded.meta.name, duration_s=self._clock.monotonic() - began
+                ),
+            )  # fmt: skip
             self._uploaded[frozen.sequence] = (frozen.table, encoded.meta)
             self._encoded[frozen.sequence] = None  # the bytes are in the storage now
         return encoded
@@ -233,6 +267,9 @@ class MemtableFlusher:
         self._encoded = {s: e for s, e in self._encoded.items() if s > request.low_mark}
         self._on_commit(manifest, written)
         return manifest
+
+    def _context(self, **fields: Any) -> dict[str, Any]:
+        return context(store_id=self.manifest.store_id, **fields)
 
 
 def _encode(

@@ -14,17 +14,22 @@ by L or by a checkpoint or savepoint that L keeps (rollback), or is newer than t
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from statebackend.errors import CorruptionError
+from statebackend.logs import context
 from statebackend.manifest import Manifest
 from statebackend.manifest_codec import decode_manifest
-from statebackend.manifest_store import ManifestStore, manifest_name
+from statebackend.manifest_store import Clock, ManifestStore, SystemClock, manifest_name
 from statebackend.objectstore import ObjectStore
+from statebackend.progress import TaskProgress
 
 __all__ = ["CollectionInput", "CollectionPlan", "GarbageCollector", "explain", "plan_collection"]
+
+logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"sst/([wc])(\d+)-(\d+)-(\d+)-(\d+)\.arrow")
 
@@ -108,16 +113,26 @@ def _superseded(found: CollectionInput, name: str) -> bool:
 
 
 class GarbageCollector:
-    """Collects one store. ``in_use`` tells which files reads of this process hold."""
+    """Collects one store. ``in_use`` tells which files reads of this process hold.
+
+    ``deleted`` objects so far, ``pending`` those that the latest plan has still to delete, ``kept_bytes`` of the files
+    that it keeps (None before the first).
+    """
 
     def __init__(
-        self, objects: ObjectStore, manifests: ManifestStore, in_use: Callable[[], Collection[str]] = tuple
+        self,
+        objects: ObjectStore,
+        manifests: ManifestStore,
+        in_use: Callable[[], Collection[str]] = tuple,
+        clock: Clock | None = None,
     ) -> None:
         self._objects = objects
         self._manifests = manifests
         self._in_use = in_use
+        self.progress = TaskProgress((clock or SystemClock()).now_ms)
         self.deleted = 0
-        self.last_error: BaseException | None = None
+        self.pending = 0
+        self.kept_bytes: int | None = None
 
     async def look(self, latest: Manifest | None = None) -> CollectionInput:
         """Read everything that a decision needs. ``latest``: a manifest from which to look for the newest."""
@@ -138,19 +153,19 @@ class GarbageCollector:
         )
 
     async def run(self, latest: Manifest | None = None) -> CollectionPlan:
-        """Collect once; what was deleted. A failure is kept in ``last_error`` and raised."""
-        try:
+        """Collect once; what was deleted. A failure is kept in ``progress`` and raised."""
+        with self.progress.run():
             found = await self.look(latest)
             plan = plan_collection(found)
+            self.kept_bytes = sum({n: f.size for m in found.kept.values() for n, f in m.files.items()}.values())
             held = frozenset(self._in_use())
-            for name in plan.objects:
-                if name not in held:
-                    await self._objects.delete(name)
-                    self.deleted += 1
-        except BaseException as error:
-            self.last_error = error
-            raise
-        self.last_error = None
+            going = [name for name in plan.objects if name not in held]
+            self.pending = len(going)
+            for name in going:
+                await self._objects.delete(name)
+                self.deleted += 1
+                self.pending -= 1
+                logger.debug("deleted", extra=context(store_id=found.latest.store_id, object=name))
         return plan
 
     async def _kept(self, latest: Manifest) -> dict[str, Manifest]:

@@ -1,26 +1,28 @@
-"""Object stores around another: one tries again, one counts, one checks that creating is conditional.
+"""Object stores around another: one tries again, one checks that creating is conditional.
 
-Each is an `ObjectStore` itself, so they stack: counting inside retrying counts every try, outside it
-every call.
+Each is an `ObjectStore` itself, so they stack, as does the counting one (``objectstore_counting.py``): inside
+retrying it counts every try, outside it every call.
 """
 
 # ruff: noqa: D102  (the methods of a store are documented in `ObjectStore`)
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 from statebackend.errors import AtomicCreateError, StorageUnavailableError
+from statebackend.logs import context
 from statebackend.objectstore_base import Data, ObjectStore, PutResult, needs_operator
 
-__all__ = ["CountingObjectStore", "CreateCheckingObjectStore", "OperationCount", "RetryPolicy", "RetryingObjectStore"]
+__all__ = ["CreateCheckingObjectStore", "RetryPolicy", "RetryingObjectStore"]
 
 _T = TypeVar("_T")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,120 +75,54 @@ class RetryingObjectStore:
         self._policy = policy or RetryPolicy()
         self._sleep = sleep
         self._rng = rng or random.Random()  # noqa: S311  (jitter, not a secret)
+        self.retries = 0
 
     async def get(self, name: str) -> bytes:
-        return await self._retry(f"read {name!r}", lambda: self._inner.get(name))
+        return await self._retry("read", name, lambda: self._inner.get(name))
 
     async def get_range(self, name: str, start: int, end: int | None = None) -> bytes:
-        return await self._retry(f"read {name!r}", lambda: self._inner.get_range(name, start, end))
+        return await self._retry("read", name, lambda: self._inner.get_range(name, start, end))
 
     async def put(self, name: str, data: Data) -> None:
-        await self._retry(f"write {name!r}", lambda: self._inner.put(name, data))
+        await self._retry("write", name, lambda: self._inner.put(name, data))
 
     async def put_if_absent(self, name: str, data: Data) -> PutResult:
-        return await self._once(f"create {name!r}", lambda: self._inner.put_if_absent(name, data))
+        return await self._once("create", name, lambda: self._inner.put_if_absent(name, data))
 
     async def list(self, prefix: str) -> list[str]:
-        return await self._retry(f"list {prefix!r}", lambda: self._inner.list(prefix))
+        return await self._retry("list", prefix, lambda: self._inner.list(prefix))
 
     async def delete(self, name: str) -> None:
-        await self._retry(f"delete {name!r}", lambda: self._inner.delete(name))
+        await self._retry("delete", name, lambda: self._inner.delete(name))
 
     def describe(self) -> str:
         return self._inner.describe()
 
-    async def _retry(self, action: str, call: Callable[[], Awaitable[_T]]) -> _T:
+    async def _retry(self, action: str, name: str, call: Callable[[], Awaitable[_T]]) -> _T:
         policy = self._policy
         for retry in range(policy.attempts_max - 1):
             try:
-                return await self._once(action, call)
+                return await self._once(action, name, call)
             except StorageUnavailableError as error:
                 if needs_operator(error):
                     raise
+                logger.info(
+                    "try %d of %d failed: %s", retry + 1, policy.attempts_max, error, extra=context(object=name)
+                )
+            self.retries += 1
             await self._sleep(self._rng.random() * min(policy.delay_s_max, policy.delay_s_initial * 2.0**retry))
-        return await self._once(action, call)
+        return await self._once(action, name, call)
 
-    async def _once(self, action: str, call: Callable[[], Awaitable[_T]]) -> _T:
+    async def _once(self, action: str, name: str, call: Callable[[], Awaitable[_T]]) -> _T:
         limit_s = self._policy.timeout_s
         try:
             async with asyncio.timeout(limit_s):
                 return await call()
         except TimeoutError as error:
             raise StorageUnavailableError(
-                f"cannot {action} in {self.describe()}: no answer within {limit_s:g} s; it may still take effect"
+                f"cannot {action} {name!r} in {self.describe()}: no answer within {limit_s:g} s; "
+                "it may still take effect"
             ) from error
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OperationCount:
-    """What one kind of operation has cost: calls, calls that raised, bytes read and written, seconds waited."""
-
-    requests: int = 0
-    errors: int = 0
-    bytes_read: int = 0
-    bytes_written: int = 0
-    seconds: float = 0.0
-
-
-class CountingObjectStore:
-    """Counts what goes to ``inner``, by operation (the method's name); used from one event loop, read from anywhere."""
-
-    def __init__(self, inner: ObjectStore, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._inner = inner
-        self._clock = clock
-        operations = ("get", "get_range", "put", "put_if_absent", "list", "delete")
-        self._counts = dict.fromkeys(operations, OperationCount())
-
-    def snapshot(self) -> Mapping[str, OperationCount]:
-        """The counts up to now; the value does not change any more."""
-        return self._counts.copy()
-
-    async def get(self, name: str) -> bytes:
-        async with self._counted("get"):
-            data = await self._inner.get(name)
-        self._add("get", bytes_read=len(data))
-        return data
-
-    async def get_range(self, name: str, start: int, end: int | None = None) -> bytes:
-        async with self._counted("get_range"):
-            data = await self._inner.get_range(name, start, end)
-        self._add("get_range", bytes_read=len(data))
-        return data
-
-    async def put(self, name: str, data: Data) -> None:
-        async with self._counted("put"):
-            await self._inner.put(name, data)
-        self._add("put", bytes_written=memoryview(data).nbytes)
-
-    async def put_if_absent(self, name: str, data: Data) -> PutResult:
-        async with self._counted("put_if_absent"):
-            result = await self._inner.put_if_absent(name, data)
-        self._add("put_if_absent", bytes_written=memoryview(data).nbytes if result is PutResult.CREATED else 0)
-        return result
-
-    async def list(self, prefix: str) -> list[str]:
-        async with self._counted("list"):
-            return await self._inner.list(prefix)
-
-    async def delete(self, name: str) -> None:
-        async with self._counted("delete"):
-            await self._inner.delete(name)
-
-    def describe(self) -> str:
-        return self._inner.describe()
-
-    @asynccontextmanager
-    async def _counted(self, operation: str) -> AsyncIterator[None]:
-        began, failed = self._clock(), 1
-        try:
-            yield
-            failed = 0
-        finally:
-            self._add(operation, requests=1, errors=failed, seconds=self._clock() - began)
-
-    def _add(self, operation: str, **more: float) -> None:
-        old = self._counts[operation]
-        self._counts[operation] = replace(old, **{field: getattr(old, field) + n for field, n in more.items()})
 
 
 class CreateCheckingObjectStore:

@@ -30,6 +30,7 @@ from typing import Any, ParamSpec, TypeAlias, TypeVar, cast
 
 from statebackend.daemon_pool import DaemonPool
 from statebackend.errors import StoreClosedError
+from statebackend.logs import context
 
 __all__ = ["IsolatedRuntime"]
 
@@ -265,12 +266,12 @@ class IsolatedRuntime:
 
     def _record(self, error: BaseException) -> None:
         self._failures.append(error)
-        logger.error("runtime %r: a task failed and nobody waited for it: %r", self.name, error)
+        logger.error("runtime %r: a task failed and nobody waited for it: %r", self.name, error, extra=context())
         if self._on_failure is not None:
             try:
                 self._on_failure(error)
             except Exception:
-                logger.exception("runtime %r: on_failure failed", self.name)
+                logger.exception("runtime %r: on_failure failed", self.name, extra=context())
 
     def _on_loop_error(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """A task that the work started by itself failed unseen, or a callback raised."""

@@ -41,6 +41,9 @@ class StoreSettings:
     ``flush_interval_s``: commit by itself every so many seconds while there are new rows (for use
     without a job); None: only when asked.
 
+    ``metrics_port``: serve the figures of `StateStore.metrics` for Prometheus at this port of ``metrics_host`` (0: any
+    free port) while the store is open, needs the extra ``metrics``; None: not. Whoever reaches the port can read them.
+
     ``io_threads``, ``cpu_threads``: size of the pools of the isolated runtime.
     """
 
@@ -56,6 +59,8 @@ class StoreSettings:
     retained_checkpoints: int = 10
     gc_interval_s: float | None = 60.0
     flush_interval_s: float | None = None
+    metrics_port: int | None = None
+    metrics_host: str = "127.0.0.1"
     io_threads: int = 8
     cpu_threads: int = 2
 
@@ -74,6 +79,8 @@ class StoreSettings:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.metrics_port is not None and not 0 <= self.metrics_port < 1 << 16:
+            raise ValueError(f"metrics_port must be a port number or None, not {self.metrics_port}")
         for name in ("commit_timeout_s", "request_timeout_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")

@@ -11,6 +11,7 @@ import logging
 import os
 import random
 import threading
+import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future, wait
 from functools import partial
@@ -27,12 +28,17 @@ from statebackend.flusher import FlushRequest, MemtableFlusher
 from statebackend.garbage_collector import GarbageCollector
 from statebackend.ids import CheckpointId, SequenceNumber, StoreId
 from statebackend.keys import Hasher
+from statebackend.logs import context
 from statebackend.manifest import Manifest
 from statebackend.manifest_store import Clock, FenceableManifest, ManifestStore, SystemClock
 from statebackend.memtable import FrozenMemTable
 from statebackend.merge import TableLayout
+from statebackend.metrics import Sample, StoreMetrics
+from statebackend.metrics_server import MetricsServer
 from statebackend.objectstore import ObjectStore, open_object_store
-from statebackend.objectstore_wrappers import CountingObjectStore, RetryingObjectStore, RetryPolicy
+from statebackend.objectstore_counting import CountingObjectStore
+from statebackend.objectstore_wrappers import RetryingObjectStore, RetryPolicy
+from statebackend.observer import StoreObserver
 from statebackend.runtime import IsolatedRuntime
 from statebackend.settings import StoreSettings
 from statebackend.sstable import EncodedSSTable, SSTableMeta
@@ -55,6 +61,7 @@ class StateStore:
     def __init__(
         self,
         url: str,
+        retrying: RetryingObjectStore,
         objects: CountingObjectStore,
         fenceable: FenceableManifest,
         found: Manifest,
@@ -81,7 +88,12 @@ class StateStore:
         self._compactor = Compactor(
             self._flusher, objects, self.reader, runtime, settings, clock, rng, self._layout_of, self._adopt
         )
-        self._collector = GarbageCollector(objects, ManifestStore(objects), self.reader.in_use)
+        self._collector = GarbageCollector(objects, ManifestStore(objects), self.reader.in_use, clock)
+        self._observer = StoreObserver(
+            url=url, settings=settings, objects=objects, retrying=retrying, reader=self.reader,
+            flusher=self._flusher, compactor=self._compactor, collector=self._collector,
+        )  # fmt: skip
+        self._metrics_server: MetricsServer | None = None
         # State below is protected by lock.
         self._tables: dict[str, LsmTable] = {}
         self._manifest = fenceable.manifest
@@ -126,12 +138,15 @@ class StateStore:
                 timeout_s=settings.request_timeout_s,
             )
             policy = RetryPolicy(timeout_s=settings.request_timeout_s)
-            counted = CountingObjectStore(RetryingObjectStore(inner, policy, sleep=clock.sleep, rng=rng))
+            retrying = RetryingObjectStore(inner, policy, sleep=clock.sleep, rng=rng)
+            counted = CountingObjectStore(retrying)
             fenceable, found = runtime.call(_take_over(counted, clock, rng, settings), None)
             store = cls(
-                os.fspath(url), counted, fenceable, found, runtime, settings, clock, rng,
+                os.fspath(url), retrying, counted, fenceable, found, runtime, settings, clock, rng,
                 hasher or Hasher(), dict(udafs or {}),
             )  # fmt: skip
+            if settings.metrics_port is not None:
+                store._metrics_server = MetricsServer(store, settings.metrics_port, settings.metrics_host)
         except BaseException:
             runtime.close(5.0)
             raise
@@ -139,6 +154,10 @@ class StateStore:
             runtime.submit(store._tick(settings.flush_interval_s), background=True)
         if settings.gc_interval_s is not None:
             runtime.submit(store._collect(settings.gc_interval_s), background=True)
+        logger.info(
+            "opened %s at checkpoint %d, writer epoch %d", counted.describe(), found.checkpoint_id, fenceable.epoch,
+            extra=store._context(checkpoint_id=int(found.checkpoint_id)),
+        )  # fmt: skip
         return store
 
     @property
@@ -169,7 +188,8 @@ class StateStore:
                 self, layout, state.files if state is not None else (), state.watermark if state is not None else None
             )
             self._tables[spec.name] = table
-            return table
+        logger.debug("%s table", "opened" if state is not None else "created", extra=self._context(table=spec.name))
+        return table
 
     def checkpoint(self, job: JobState, prepare: Sequence[Callable[[], None]] = ()) -> Future[Checkpoint]:
         """Cut now, commit in the background; see `StateBackend.checkpoint`."""
@@ -194,35 +214,33 @@ class StateStore:
 
     def health(self) -> Health:
         """What the background work is doing; `Health.error` keeps a failure until work succeeds again."""
-        error = (
-            self._flusher.fatal or self._flusher.last_error or self._compactor.last_error or self._collector.last_error
-        )
         with self.lock:
-            details = {
-                "checkpoint_id": int(self._manifest.checkpoint_id),
-                "manifest_number": int(self._manifest.number),
-                "memtable_rows": sum(t.memtable.rows for t in self._tables.values()),
-                "frozen_memtables": sum(len(t.frozen) for t in self._tables.values()),
-                "memory_bytes": self._memory_bytes(),
-                "files": sum(len(t.files) + len(t.early) for t in self._tables.values()),
-                "cache_bytes": self.reader.cache_bytes,
-                "commits": self._flusher.commits,
-                "flush_failures": self._flusher.failures,
-                "compactions": self._compactor.completed,
-                "compaction_failures": self._compactor.failures,
-                "objects_collected": self._collector.deleted,
-            }
-        return Health(ok=error is None and not self._closed, error=error, details=details)
+            return self._observer.health(self._observer.metrics(self._manifest, self._tables), closed=self._closed)
 
-    def requests(self) -> Any:
-        """Storage requests, bytes and errors so far, by operation."""
-        return self._objects.snapshot()
+    def metrics(self) -> StoreMetrics:
+        """What the store has done since it was opened and holds now; cheap enough for every few seconds."""
+        with self.lock:
+            return self._observer.metrics(self._manifest, self._tables)
+
+    def samples(self) -> list[Sample]:
+        """The figures of `metrics` by name, for exporters."""
+        return self.metrics().samples()
+
+    @property
+    def metrics_port(self) -> int | None:
+        """The port at which the figures are served, see `StoreSettings`."""
+        return self._metrics_server.port if self._metrics_server is not None else None
 
     def close(self, deadline_s: float = 30.0) -> None:
         """Finish what was handed over and stop every thread; rows written after the last checkpoint are not kept."""
         with self.lock:
-            self._closed = True
+            first, self._closed = not self._closed, True
+            server, self._metrics_server = self._metrics_server, None
+        if server is not None:
+            server.close()
         self._runtime.close(deadline_s)
+        if first:
+            logger.info("closed", extra=self._context(checkpoint_id=int(self._manifest.checkpoint_id)))
 
     def __enter__(self) -> StateStore:
         return self
@@ -244,7 +262,10 @@ class StateStore:
         """
         if self._early is not None and not self._early.done():
             if self._memory_bytes() > 2 * self.settings.memory_bytes:
+                began = time.perf_counter()
                 wait([self._early], timeout=self.settings.commit_timeout_s)
+                self._observer.stalled(waited := time.perf_counter() - began)
+                logger.info("a writer waited %.3f s for the storage", waited, extra=self._context(duration_s=waited))
             return
         if self._memory_bytes() <= self.settings.memory_bytes:
             return
@@ -255,7 +276,10 @@ class StateStore:
             self._early = self._runtime.submit(
                 self._flusher.flush_early(table.frozen, table.layout, partial(self._flushed_early, table))
             )
-            self._early.add_done_callback(_log_failure)
+            self._early.add_done_callback(self._log_failure)
+
+    def _context(self, **fields: Any) -> dict[str, Any]:
+        return context(store_id=self._store_id, **fields)
 
     def _memory_bytes(self) -> int:
         return sum(t.memory_bytes for t in tuple(self._tables.values()))
@@ -321,7 +345,7 @@ class StateStore:
                     continue
                 request = self._cut(self._job, ())
                 commit = self._runtime.submit(self._flusher.flush_imm_memtables_to_l0(request))
-            commit.add_done_callback(_log_failure)
+            commit.add_done_callback(self._log_failure)
 
     async def _collect(self, interval_s: float) -> None:
         """Collect garbage now and then; a failure is kept for `health` and tried again."""
@@ -330,14 +354,15 @@ class StateStore:
             try:
                 plan = await self._collector.run(self._manifest)
             except StateStoreError as error:
-                logger.warning("collecting garbage failed, the next run goes on: %s", error)
+                logger.warning("collecting garbage failed, the next run goes on: %s", error, extra=self._context())
             else:
-                logger.info("collected %d objects", len(plan.objects))
+                logger.info("collected %d objects", len(plan.objects), extra=self._context())
 
-
-def _log_failure(future: Future[Any]) -> None:
-    if not future.cancelled() and (error := future.exception()) is not None:
-        logger.warning("a flush in the background failed, the rows go with the next one: %s", error)
+    def _log_failure(self, future: Future[Any]) -> None:
+        if not future.cancelled() and (error := future.exception()) is not None:
+            logger.warning(
+                "a flush in the background failed, the rows go with the next one: %s", error, extra=self._context()
+            )
 
 
 async def _take_over(

@@ -27,8 +27,10 @@ from statebackend.errors import (
     StorageUnavailableError,
     StoreClosedError,
 )
+from statebackend.histogram import Histogram, HistogramRecorder
 from statebackend.objectstore import TEMP_PREFIX, FsspecObjectStore, ObjectStore, PutResult, open_object_store
-from statebackend.objectstore_wrappers import CountingObjectStore, OperationCount, RetryingObjectStore, RetryPolicy
+from statebackend.objectstore_counting import CountingObjectStore, OperationCount
+from statebackend.objectstore_wrappers import RetryingObjectStore, RetryPolicy
 from tests.conformance.conftest import Place
 from tests.support.faulty_objectstore import CrashedError, FaultPlan, FaultyObjectStore, ManualClock, When
 
@@ -539,7 +541,7 @@ def test_senseless_retry_policies_are_refused(wrong: dict[str, Any]) -> None:
 # --- counting ---
 
 
-def test_requests_bytes_errors_and_time_are_counted_by_operation(executor: ThreadPoolExecutor) -> None:
+def test_requests_bytes_errors_and_latencies_are_counted_by_operation_and_kind(executor: ThreadPoolExecutor) -> None:
     async def story() -> None:
         clock = ManualClock()
         faulty = FaultyObjectStore(open_object_store(f"memory://{uuid.uuid4().hex}", executor))
@@ -549,26 +551,34 @@ def test_requests_bytes_errors_and_time_are_counted_by_operation(executor: Threa
             clock.advance(0.5)
 
         faulty.plan.delay("put", seconds=0.5, times=2, sleep=half_a_second)
-        await store.put("a", b"12345")
+        await store.put("savepoint/a", b"12345")
         before = store.snapshot()
-        await store.put("a", memoryview(bytes(16)).cast("Q"))
-        await store.put_if_absent("b", b"123")
-        await store.put_if_absent("b", b"123")
-        await store.get("b")
-        await store.get_range("a", 0, 4)
-        await store.list("")
-        await store.delete("b")
+        await store.put("savepoint/a", memoryview(bytes(16)).cast("Q"))
+        await store.put_if_absent("sst/w1-0-0-1.arrow", b"123")
+        await store.put_if_absent("sst/w1-0-0-1.arrow", b"123")
+        await store.put_if_absent("sst/c1-0-0-1.arrow", b"1234")
+        await store.get("sst/w1-0-0-1.arrow")
+        await store.get_range("savepoint/a", 0, 4)
+        await store.list("manifest/")
+        await store.delete("sst/w1-0-0-1.arrow")
         with pytest.raises(ObjectMissingError):
-            await store.get("b")
-        assert before["put"] == OperationCount(requests=1, bytes_written=5, seconds=0.5)
-        assert before["get"] == OperationCount()
+            await store.get("sst/w1-0-0-1.arrow")
+
+        def recorded(*seconds: float) -> Histogram:
+            recorder = HistogramRecorder()
+            for each in seconds:
+                recorder.record(each)
+            return recorder.snapshot()
+
+        assert before == {("put", "savepoint"): OperationCount(requests=1, bytes_written=5, latency=recorded(0.5))}
         assert store.snapshot() == {
-            "put": OperationCount(requests=2, bytes_written=21, seconds=1.0),
-            "put_if_absent": OperationCount(requests=2, bytes_written=3),
-            "get": OperationCount(requests=2, errors=1, bytes_read=3),
-            "get_range": OperationCount(requests=1, bytes_read=4),
-            "list": OperationCount(requests=1),
-            "delete": OperationCount(requests=1),
+            ("put", "savepoint"): OperationCount(requests=2, bytes_written=21, latency=recorded(0.5, 0.5)),
+            ("put_if_absent", "flushed"): OperationCount(requests=2, bytes_written=3, latency=recorded(0, 0)),
+            ("put_if_absent", "merged"): OperationCount(requests=1, bytes_written=4, latency=recorded(0)),
+            ("get", "flushed"): OperationCount(requests=2, errors=1, bytes_read=3, latency=recorded(0, 0)),
+            ("get_range", "savepoint"): OperationCount(requests=1, bytes_read=4, latency=recorded(0)),
+            ("list", "manifest"): OperationCount(requests=1, latency=recorded(0)),
+            ("delete", "flushed"): OperationCount(requests=1, latency=recorded(0)),
         }
 
     run(story())

@@ -184,7 +184,7 @@ class _Simulation:
                 yield lambda: all(f.done() for f in futures)
         except (StorageUnavailableError, FencedError, CorruptionError, ObjectMissingError) as error:
             self._judge(process, store, error)
-        self._counts["compactions"] += store._compactor.completed
+        self._counts["compactions"] += store._compactor.progress.completed
         store.close()
 
     def _reader(self, process: Process) -> Program:
@@ -266,7 +266,7 @@ class _Simulation:
         self._scheduler.run_until(lambda: not store._compactor._running, process)
         store._runtime.call(store._collector.run(store.manifest))
         self._check_bounds(store)
-        self._counts["compactions"] += store._compactor.completed
+        self._counts["compactions"] += store._compactor.progress.completed
         store.close()
         self._opening = process
         if (verdict := maintenance.verify("sim")).problems:

@@ -42,7 +42,7 @@ def test_rows_of_an_unknown_commit_are_read_once_when_a_merge_finds_it_committed
         plan.clear()
         merge.release()
         deadline = time.monotonic() + 10
-        while not store._compactor.completed and time.monotonic() < deadline:
+        while not store._compactor.progress.completed and time.monotonic() < deadline:
             time.sleep(0.01)
         assert store.manifest.checkpoint_id == 3, "the merge is built on the commit whose outcome was unknown"
         assert log(store) == [1, 2, 3]

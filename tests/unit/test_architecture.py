@@ -21,6 +21,7 @@ DOORS = {
     ("statebackend", "obstore"): {"objectstore_obstore"},
     ("statebackend", "slatedb"): {"slatedb_backend"},
     ("statebackend", "msgpack"): {"format"},
+    ("statebackend", "prometheus_client"): {"metrics_server"},
     ("statebackend", "datafusion"): {
         "accumulators", "aggregate_declaration", "aggregate_expressions", "aggregate_merge", "plan_surgery", "prepared",
         "aggregate_trial", "canonical_keys", "state_layout",
