@@ -4,7 +4,7 @@ General layout, from the ground up (each module imports only from those above it
 
     errors  ids  tables  settings         foundations
     histogram  logs  progress             what is counted and logged
-    objectstore*                          the storage seam: one module per kind of storage, and wrappers
+    objectstore*                          the storage seam: one module per kind of storage, wrappers, roots of branches
     daemon_pool  runtime                  the isolated runtime
     format  keys                          envelope, canonical keys and their hash
     prepared  plan_surgery  aggregate_*   DataFusion: partial, reduce and final plans of one aggregation,
@@ -17,7 +17,8 @@ General layout, from the ground up (each module imports only from those above it
     kv                                    a plain key-value face
     lsm_backend  memory_backend           implementations of the StateBackend protocol in `backend`;
     slatedb_backend  slatedb_*            SlateDB as another, registered as a third party would
-    garbage_collector  maintenance  inspect  render  cli   tools
+    retention  toolbox                    old states that stay: savepoints, branches, pins; what every tool needs
+    garbage_collector  maintenance  branches  verification  inspect  render  cli   tools
 
 ``ARCHITECTURE.md`` beside this file tells how it works and draws the formats.
 """
@@ -26,8 +27,10 @@ import logging
 
 from statebackend.accumulators import Aggregation, StateMerger
 from statebackend.backend import Checkpoint, Health, JobState, LookupResult, Matches, StateBackend, StateTable
+from statebackend.branches import clone
 from statebackend.errors import (
     AtomicCreateError,
+    CheckpointGoneError,
     CheckpointNotFoundError,
     CommitConflictError,
     CommitUnknownError,
@@ -57,6 +60,7 @@ __all__ = [
     "AtomicCreateError",
     "BackgroundStatus",
     "Checkpoint",
+    "CheckpointGoneError",
     "CheckpointId",
     "CheckpointNotFoundError",
     "CommitConflictError",
@@ -92,6 +96,7 @@ __all__ = [
     "UnsupportedAggregateError",
     "UnsupportedFormatError",
     "backend_names",
+    "clone",
     "open_backend",
     "open_kv",
 ]

@@ -1,4 +1,4 @@
-"""``python -m statebackend ls|show|verify|gc|savepoint|rollback|bench``: look into a store, and look after it."""
+"""``python -m statebackend ls|show|verify|gc|savepoint|rollback|clone|branches|bench``: look into and after a store."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ from typing import Any
 from rich.console import Console
 
 from statebackend.bench import run_bench
+from statebackend.branches import clone, drop_branch, release_parent
 from statebackend.errors import CorruptionError, StateStoreError
 from statebackend.inspect import StoreView, read_store
-from statebackend.maintenance import collect, create_savepoint, drop_savepoint, explain_object, rollback, verify
+from statebackend.maintenance import collect, create_savepoint, drop_savepoint, explain_object, rollback
 from statebackend.manifest import Manifest
 from statebackend.render import (
+    branches_table,
     byte_size,
     figures_table,
     files_table,
     identity_table,
     job_table,
     manifests_table,
+    pins_table,
     savepoints_table,
     schema_table,
     tables_table,
 )
+from statebackend.verification import verify
 
 __all__ = ["main"]
 
@@ -100,6 +104,18 @@ def _add_maintenance(commands: Any) -> None:
     target.add_argument("--checkpoint", type=int, metavar="ID", help="a retained checkpoint")
     target.add_argument("--savepoint", metavar="NAME")
     back.set_defaults(run=_rollback)
+    new = commands.add_parser("clone", help="branch a new store off a checkpoint, without copying data")
+    new.add_argument("url", metavar="URL")
+    new.add_argument("new_url", metavar="NEW_URL", help="where the new store shall be")
+    of = new.add_mutually_exclusive_group()
+    of.add_argument("--checkpoint", type=int, metavar="ID", help="a retained checkpoint (default: the newest)")
+    of.add_argument("--savepoint", metavar="NAME")
+    new.set_defaults(run=_clone)
+    branches = commands.add_parser("branches", help="stores that were branched off this one and read its files")
+    branches.add_argument("url", metavar="URL")
+    branches.add_argument("--drop", metavar="ID", help="keep nothing for this branch any more")
+    branches.add_argument("--force", action="store_true", help="drop it although it may still need files of this store")
+    branches.set_defaults(run=_branches)
 
 
 def _verify(args: argparse.Namespace) -> None:
@@ -123,6 +139,14 @@ def _gc(args: argparse.Namespace) -> None:
         f"{len(plan.manifests)} manifests, {len(plan.sstables)} SSTables, {len(plan.savepoints)} savepoint copies"
         f"{' would go' if args.dry_run else ' deleted'}"
     )
+    if not args.dry_run:
+        try:
+            released = release_parent(args.url)
+        except StateStoreError as error:  # what was to be collected here is collected all the same
+            console.print(f"the parent of this branch is needed no longer, but cannot be told: {error}")
+        else:
+            if released is not None:
+                console.print(f"nothing of {released} is needed any more; it keeps nothing for this branch from now on")
 
 
 def _savepoint(args: argparse.Namespace) -> None:
@@ -143,6 +167,22 @@ def _rollback(args: argparse.Namespace) -> None:
     console.print(f"checkpoint {manifest.checkpoint_id} on timeline {manifest.timeline} is the state of the next run")
 
 
+def _clone(args: argparse.Namespace) -> None:
+    manifest = clone(args.url, args.new_url, checkpoint_id=args.checkpoint, savepoint=args.savepoint)
+    console.print(
+        f"{args.new_url} is the store {manifest.store_id}, which begins as checkpoint {manifest.checkpoint_id} of "
+        f"{manifest.roots[1].url} and reads {len(manifest.files)} files there"
+    )
+
+
+def _branches(args: argparse.Namespace) -> None:
+    if args.drop is None:
+        console.print(branches_table(read_store(args.url, manifests_max=1).latest))
+    else:
+        drop_branch(args.url, args.drop, force=args.force)
+        console.print(f"dropped branch {args.drop}")
+
+
 def _ls(args: argparse.Namespace) -> None:
     view = read_store(args.url, manifests_max=max(1, args.manifests))
     latest = view.latest
@@ -152,6 +192,14 @@ def _ls(args: argparse.Namespace) -> None:
     )
     console.print(manifests_table(view))
     console.print(tables_table(latest))
+    for root in latest.roots.values():
+        console.print(f"branched off {root.url} (store {root.store_id})")
+    if latest.savepoints:
+        console.print(savepoints_table(latest))
+    if latest.branches:
+        console.print(branches_table(latest))
+    if latest.pins:
+        console.print(pins_table(latest))
     named = sum(f.size for f in latest.files.values())
     console.print(f"{len(latest.files)} live files, {byte_size(named)}; {len(view.sstables)} SSTables in the store")
 

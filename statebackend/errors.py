@@ -12,6 +12,7 @@
         UnsupportedFormatError  written by a newer version: upgrade, then read
       ObjectMissingError        an object that must exist is gone: stop; names the object
       CheckpointNotFoundError   no such checkpoint in this store
+        CheckpointGoneError     it was there, and is kept no longer: open another one
       SchemaMismatchError       the table, plan or job differs from the one in the store
       UnsupportedAggregateError an aggregate that cannot be kept as state: rewrite the query
       StoreClosedError          closed, or unusable after a failure or a fork: open again
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 __all__ = [
     "AtomicCreateError",
+    "CheckpointGoneError",
     "CheckpointNotFoundError",
     "CommitConflictError",
     "CommitUnknownError",
@@ -79,6 +81,10 @@ class ObjectMissingError(StateStoreError):
 
 class CheckpointNotFoundError(StateStoreError):
     """The store holds no such checkpoint."""
+
+
+class CheckpointGoneError(CheckpointNotFoundError):
+    """The checkpoint that is being read is kept no longer: retention took it, or the lease on it ended. Open again."""
 
 
 class SchemaMismatchError(StateStoreError):

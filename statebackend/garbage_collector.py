@@ -2,14 +2,16 @@
 
 An SSTable may go when no kept manifest names it *and* its owner can never commit it any more: the
 owner's epoch is superseded in the newest manifest, or its sequence is at or below the owner's low
-mark there. Kept are the newest two manifests, those of the retained checkpoints, and the savepoints
-(copies of manifests). Manifests go strictly oldest first, so that they are a contiguous suffix.
+mark there. Kept are the newest two manifests, those of the retained checkpoints, and the copies of manifests
+that the newest one names: savepoints, branches, pins. Manifests go strictly oldest first, so that they are a
+contiguous suffix. Whether a savepoint or a pin has ended is decided by a commit alone: what the newest
+manifest names is kept, however late it is. Files of other stores are never listed, and so never deleted.
 
 The decision (`plan_collection`, `explain`) is pure; the executor reads, decides the whole plan, and
 only then deletes. A crash at any point leaves less to do for the next run.
 
 Why a plan made from manifest L stays right while others commit L+1, L+2, …: what they name is named
-by L or by a checkpoint or savepoint that L keeps (rollback), or is newer than the low marks in L.
+by L or by a checkpoint or copy that L keeps (rollback), or is newer than the low marks in L.
 """
 
 from __future__ import annotations
@@ -20,14 +22,16 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from statebackend.errors import CorruptionError
+from statebackend.ids import StoreId
 from statebackend.logs import context
 from statebackend.manifest import Manifest
 from statebackend.manifest_codec import decode_manifest
 from statebackend.manifest_store import Clock, ManifestStore, SystemClock, manifest_name
-from statebackend.objectstore import ObjectStore
+from statebackend.objectstore_base import ObjectStore
+from statebackend.objectstore_roots import is_inherited
 from statebackend.progress import TaskProgress
 
-__all__ = ["CollectionInput", "CollectionPlan", "GarbageCollector", "explain", "plan_collection"]
+__all__ = ["CollectionInput", "CollectionPlan", "GarbageCollector", "explain", "kept_manifests", "plan_collection"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +42,7 @@ _NAME = re.compile(r"sst/([wc])(\d+)-(\d+)-(\d+)-(\d+)\.arrow")
 class CollectionInput:
     """All that a decision needs.
 
-    ``kept``: manifests whose files stay, by why (``newest``, ``checkpoint 7``, ``savepoint x``).
+    ``kept``: manifests whose files stay, by why (``the newest manifest``, ``checkpoint 7``, ``savepoint x``).
     ``in_use``: files that a read of this process is using.
     """
 
@@ -66,9 +70,10 @@ class CollectionPlan:
 
 def plan_collection(found: CollectionInput) -> CollectionPlan:
     """What may be deleted."""
-    first_kept: int = min(m.number for why, m in found.kept.items() if not why.startswith("savepoint "))
+    copies = found.latest.copies
+    first_kept: int = min(m.number for why, m in found.kept.items() if why not in copies)
     first_kept = min(first_kept, found.latest.number - 1)
-    named = {s.object_name for s in found.latest.savepoints.values()}
+    named = {c.object_name for c in copies.values()}
     return CollectionPlan(
         manifests=tuple(manifest_name(n) for n in sorted(found.numbers) if n < first_kept),
         sstables=tuple(n for n in found.sstables if _verdict(found, n)[0]),
@@ -82,15 +87,20 @@ def explain(found: CollectionInput, name: str) -> str:
         goes, why = _verdict(found, name)
         present = "" if name in found.sstables else " (there is no such object)"
         return f"{name}{present}: {'goes' if goes else 'is kept'}: {why}"
-    plan = plan_collection(found)
-    verdict = "goes: no kept checkpoint needs it" if name in plan.objects else "is kept"
+    if is_inherited(name):
+        return f"{name}: is kept: it belongs to a store that this one was branched from"
+    for why, copy in found.latest.copies.items():
+        if copy.object_name == name:
+            return f"{name}: is kept: it is the copy of {why}"
+    verdict = "goes: no kept checkpoint needs it" if name in plan_collection(found).objects else "is kept"
     return f"{name}: {verdict}"
 
 
 def _verdict(found: CollectionInput, name: str) -> tuple[bool, str]:
     for why, manifest in found.kept.items():
         if name in manifest.files:
-            return False, f"named by {why} (manifest {manifest.number})"
+            of = f" at {found.latest.branches[StoreId(why[7:])].url}" if why.startswith("branch ") else ""
+            return False, f"named by {why}{of} (manifest {manifest.number})"
     if name in found.in_use:
         return False, "a read of this process is using it"
     match = _NAME.fullmatch(name)
@@ -145,7 +155,7 @@ class GarbageCollector:
             raise CorruptionError(f"{self._objects.describe()}: no manifest, so nothing can be proven to be garbage")
         return CollectionInput(
             latest=latest,
-            kept=await self._kept(latest),
+            kept=await kept_manifests(self._objects, self._manifests, latest),
             numbers=[n for n in numbers if n <= latest.number],
             sstables=sstables,
             savepoint_objects=copies,
@@ -168,19 +178,23 @@ class GarbageCollector:
                 logger.debug("deleted", extra=context(store_id=found.latest.store_id, object=name))
         return plan
 
-    async def _kept(self, latest: Manifest) -> dict[str, Manifest]:
-        kept = {"the newest manifest": latest}
-        if latest.number > 1 and (before := await self._manifests.read(latest.number - 1)) is not None:
-            kept["the manifest before the newest"] = before
-        for retained in latest.retained:
-            manifest = await self._manifests.read(retained.manifest_number)
-            if manifest is None:
-                raise CorruptionError(
-                    f"{manifest_name(retained.manifest_number)}: holds retained checkpoint {retained.checkpoint_id}, "
-                    "but does not exist: nothing is deleted"
-                )
-            kept[f"checkpoint {retained.checkpoint_id}"] = manifest
-        for name, savepoint in latest.savepoints.items():
-            data = await self._objects.get(savepoint.object_name)
-            kept[f"savepoint {name}"] = decode_manifest(data, savepoint.object_name)
-        return kept
+
+async def kept_manifests(objects: ObjectStore, manifests: ManifestStore, latest: Manifest) -> dict[str, Manifest]:
+    """Every manifest whose files must stay, by why.
+
+    Raises `CorruptionError` or `ObjectMissingError` when one of them is not there: then nothing can be proven.
+    """
+    kept = {"the newest manifest": latest}
+    if latest.number > 1 and (before := await manifests.read(latest.number - 1)) is not None:
+        kept["the manifest before the newest"] = before
+    for retained in latest.retained:
+        manifest = await manifests.read(retained.manifest_number)
+        if manifest is None:
+            raise CorruptionError(
+                f"{manifest_name(retained.manifest_number)}: holds retained checkpoint {retained.checkpoint_id}, "
+                "but does not exist: nothing is deleted"
+            )
+        kept[f"checkpoint {retained.checkpoint_id}"] = manifest
+    for why, copy in latest.copies.items():
+        kept[why] = decode_manifest(await objects.get(copy.object_name), copy.object_name)
+    return kept

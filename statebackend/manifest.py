@@ -17,26 +17,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 from statebackend.backend import Checkpoint, JobState
-from statebackend.errors import CheckpointNotFoundError, CommitConflictError
+from statebackend.errors import CommitConflictError
 from statebackend.ids import AttemptId, CheckpointId, ManifestNumber, SequenceNumber, StoreId, WriterEpoch, WriterId
 from statebackend.sstable import SSTableMeta
 from statebackend.tables import TableSpec
 
 __all__ = [
+    "Branch",
     "CheckpointCommit",
     "CompactionCommit",
     "Manifest",
+    "Pin",
     "RetainedCheckpoint",
-    "RollbackCommit",
+    "Root",
     "Savepoint",
-    "SavepointCommit",
     "TableState",
 ]
 
 
 NO_CHECKPOINT = CheckpointId(0)
+
+_Leased = TypeVar("_Leased", "Savepoint", "Pin")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +90,47 @@ class Savepoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Branch:
+    """A store at ``url`` that began as a checkpoint of this one and reads the files of that checkpoint here.
+
+    ``object_name``: a copy of the manifest from which it began; the collector keeps all that it names.
+    """
+
+    object_name: str
+    checkpoint_id: CheckpointId
+    created_ms: int
+    url: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pin:
+    """A lease on a checkpoint that somebody reads, in the form of a copy of its manifest.
+
+    It ends with the first commit of a checkpoint whose time is at or after ``expires_ms``, unless it is renewed before.
+    """
+
+    object_name: str
+    checkpoint_id: CheckpointId
+    created_ms: int
+    expires_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Root:
+    """Another store whose files this one reads, since it was branched from it, directly or by way of others."""
+
+    url: str
+    store_id: StoreId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """The whole store at one moment. ``checkpoint_id`` is 0 before the first checkpoint."""
+    """The whole store at one moment. ``checkpoint_id`` is 0 before the first checkpoint.
+
+    Three kinds of copies of manifests keep old states beyond ``retained``: ``savepoints`` by their name,
+    ``branches`` by the id of the store that was branched off, and ``pins`` by a random id. In a branch,
+    ``roots`` tells where inherited files lie; root 1 is the parent, where this store is one of the ``branches``.
+    """
 
     number: ManifestNumber
     parent_attempt: AttemptId
@@ -104,6 +147,9 @@ class Manifest:
     job: JobState = field(default_factory=JobState)
     retained: tuple[RetainedCheckpoint, ...] = ()
     savepoints: Mapping[str, Savepoint] = field(default_factory=dict)
+    branches: Mapping[StoreId, Branch] = field(default_factory=dict)
+    pins: Mapping[str, Pin] = field(default_factory=dict)
+    roots: Mapping[int, Root] = field(default_factory=dict)
 
     @property
     def checkpoint(self) -> Checkpoint | None:
@@ -118,6 +164,29 @@ class Manifest:
     def files(self) -> dict[str, SSTableMeta]:
         """Every file that this manifest names, by name."""
         return {f.name: f for t in self.tables.values() for f in t.files}
+
+    @property
+    def copies(self) -> dict[str, Savepoint | Branch | Pin]:
+        """Every copy of a manifest that this one names, by why it is kept: ``savepoint x``, ``branch …``, ``pin …``."""
+        kinds: tuple[tuple[str, Mapping[Any, Savepoint | Branch | Pin]], ...] = (
+            ("savepoint", self.savepoints),
+            ("branch", self.branches),
+            ("pin", self.pins),
+        )
+        return {f"{kind} {name}": copy for kind, named in kinds for name, copy in named.items()}
+
+    @property
+    def leases(self) -> tuple[Savepoint | Pin, ...]:
+        """The copies that may end by their time."""
+        return (*self.savepoints.values(), *self.pins.values())
+
+    def without_expired(self) -> Manifest:
+        """Without the savepoints and pins whose time was up when this manifest was made."""
+
+        def alive(named: Mapping[str, _Leased]) -> dict[str, _Leased]:
+            return {k: c for k, c in named.items() if c.expires_ms is None or c.expires_ms > self.created_ms}
+
+        return replace(self, savepoints=alive(self.savepoints), pins=alive(self.pins))
 
     def next(self, *, writer_id: WriterId, attempt_id: AttemptId, created_ms: int) -> Manifest:
         """This manifest under the next number, built on this attempt."""
@@ -170,17 +239,12 @@ class CheckpointCommit:
             checkpoint_id=self.checkpoint_id, manifest_number=manifest.number, created_ms=manifest.created_ms
         )
         return replace(
-            manifest,
+            manifest.without_expired(),
             checkpoint_id=self.checkpoint_id,
             low_marks={**manifest.low_marks, self.owner: self.low_mark},
             tables=tables,
             job=self.job,
             retained=(*manifest.retained, kept)[-self.retained_max :],
-            savepoints={
-                name: s
-                for name, s in manifest.savepoints.items()
-                if s.expires_ms is None or s.expires_ms > manifest.created_ms
-            },
         )
 
 
@@ -219,65 +283,4 @@ class CompactionCommit:
             manifest,
             low_marks={**manifest.low_marks, self.owner: self.sequence},
             tables={**manifest.tables, self.table: replace(state, files=files)},
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SavepointCommit:
-    """Name a savepoint whose copy is durable already, or (``savepoint`` None) drop the name.
-
-    ``copied_at`` is the newest manifest's number when the copy was made. It must be the parent's: the
-    collector may remove a copy that nobody names once the number after it is taken.
-    """
-
-    name: str
-    savepoint: Savepoint | None
-    copied_at: ManifestNumber
-
-    def apply(self, manifest: Manifest) -> Manifest:
-        """The manifest with the name set or dropped.
-
-        Raises `CheckpointNotFoundError` when the checkpoint is no longer kept: its files may be gone,
-        and `CommitConflictError` when another commit came after the copy.
-        """
-        savepoints = dict(manifest.savepoints)
-        if self.savepoint is None:
-            savepoints.pop(self.name, None)
-            return replace(manifest, savepoints=savepoints)
-        if manifest.number != self.copied_at + 1:
-            raise CommitConflictError(f"savepoint {self.name!r}: another commit came first: copy again")
-        wanted = self.savepoint.checkpoint_id
-        if wanted not in {r.checkpoint_id for r in manifest.retained}:
-            raise CheckpointNotFoundError(
-                f"checkpoint {wanted} is not retained any more; retained are "
-                f"{[int(r.checkpoint_id) for r in manifest.retained]}"
-            )
-        savepoints[self.name] = self.savepoint
-        return replace(manifest, savepoints=savepoints)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RollbackCommit:
-    """Go back to ``target``: history stays linear, the old state becomes a new checkpoint on a new timeline.
-
-    To be applied by a new writer, so that nobody who built on the undone commits can go on. Retained
-    checkpoints stay, the undone ones among them, until newer ones push them out.
-    """
-
-    target: Manifest
-    retained_max: int
-
-    def apply(self, manifest: Manifest) -> Manifest:
-        """The manifest that holds the tables and positions of ``target`` again."""
-        checkpoint_id = CheckpointId(manifest.checkpoint_id + 1)
-        kept = RetainedCheckpoint(
-            checkpoint_id=checkpoint_id, manifest_number=manifest.number, created_ms=manifest.created_ms
-        )
-        return replace(
-            manifest,
-            timeline=manifest.timeline + 1,
-            checkpoint_id=checkpoint_id,
-            tables=self.target.tables,
-            job=self.target.job,
-            retained=(*manifest.retained, kept)[-self.retained_max :],
         )

@@ -10,7 +10,10 @@
                        "watermark", "files": [[field of SSTableMeta, in order]]}},
      "job": {"sources", "watermarks", "committables", "plan"},
      "retained": [[checkpoint_id, manifest_number, created_ms]],
-     "savepoints": {name: [object_name, checkpoint_id, created_ms, expires_ms | nil]}}
+     "savepoints": {name: [object_name, checkpoint_id, created_ms, expires_ms | nil]},
+     "branches": {store id: [object_name, checkpoint_id, created_ms, url]},
+     "pins": {id: [object_name, checkpoint_id, created_ms, expires_ms]},
+     "roots": {number: [url, store_id]}}
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import pyarrow as pa
 from statebackend import format as envelope
 from statebackend.backend import JobState
 from statebackend.errors import CorruptionError
-from statebackend.manifest import Manifest, RetainedCheckpoint, Savepoint, TableState
+from statebackend.manifest import Branch, Manifest, Pin, RetainedCheckpoint, Root, Savepoint, TableState
 from statebackend.sstable import SSTableMeta
 from statebackend.tables import TableKind, TableOrder, TableSpec
 
@@ -58,6 +61,9 @@ def encode_manifest(manifest: Manifest) -> bytes:
         },
         "retained": [list(astuple(r)) for r in manifest.retained],
         "savepoints": {name: list(astuple(s)) for name, s in manifest.savepoints.items()},
+        "branches": {store: list(astuple(b)) for store, b in manifest.branches.items()},
+        "pins": {pin: list(astuple(p)) for pin, p in manifest.pins.items()},
+        "roots": {number: list(astuple(r)) for number, r in manifest.roots.items()},
     }
     return envelope.encode(envelope.ObjectKind.MANIFEST, value)
 
@@ -81,6 +87,15 @@ def decode_manifest(data: bytes, name: str) -> Manifest:
                 name: Savepoint(object_name=o, checkpoint_id=c, created_ms=t, expires_ms=e)
                 for name, (o, c, t, e) in value["savepoints"].items()
             },
+            branches={
+                store: Branch(object_name=o, checkpoint_id=c, created_ms=t, url=u)
+                for store, (o, c, t, u) in value["branches"].items()
+            },
+            pins={
+                pin: Pin(object_name=o, checkpoint_id=c, created_ms=t, expires_ms=e)
+                for pin, (o, c, t, e) in value["pins"].items()
+            },
+            roots={number: Root(url=u, store_id=s) for number, (u, s) in value["roots"].items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError, OSError, pa.ArrowException) as error:
         raise CorruptionError(f"{name}: not a manifest: {type(error).__name__}: {error}") from error

@@ -40,7 +40,7 @@ from statebackend.manifest import Manifest
 from statebackend.manifest_codec import decode_manifest, encode_manifest
 from statebackend.objectstore_base import ObjectStore, PutResult, needs_operator
 
-__all__ = ["Clock", "FenceableManifest", "ManifestStore", "SystemClock", "manifest_name", "new_id"]
+__all__ = ["Clock", "FenceableManifest", "ManifestStore", "SystemClock", "before_first", "manifest_name", "new_id"]
 
 Transition = Callable[[Manifest], Manifest]
 
@@ -177,7 +177,7 @@ class FenceableManifest:
         deadline = clock.monotonic() + timeout_s
         found = await store.latest_listed()
         while True:
-            base = found if found is not None else _before_first(StoreId(new_id(rng)), writer_id)
+            base = found if found is not None else before_first(StoreId(new_id(rng)), writer_id)
             candidate = base.next(
                 writer_id=writer_id, attempt_id=AttemptId(new_id(rng)), created_ms=clock.now_ms()
             ).opened_by_writer()
@@ -283,7 +283,7 @@ class FenceableManifest:
         return newest.attempt_id == candidate.attempt_id
 
 
-def _before_first(store_id: StoreId, writer_id: WriterId) -> Manifest:
+def before_first(store_id: StoreId, writer_id: WriterId) -> Manifest:
     """The manifest before the first: never written."""
     return Manifest(
         number=ManifestNumber(0),

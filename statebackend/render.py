@@ -18,12 +18,14 @@ from statebackend.manifest import Manifest, TableState
 from statebackend.tables import TableSpec
 
 __all__ = [
+    "branches_table",
     "byte_size",
     "figures_table",
     "files_table",
     "identity_table",
     "job_table",
     "manifests_table",
+    "pins_table",
     "savepoints_table",
     "schema_table",
     "tables_table",
@@ -89,6 +91,10 @@ def identity_table(manifest: Manifest) -> Table:
     table.add_row("created (UTC)", _time(manifest.created_ms))
     kept = [str(r.checkpoint_id) for r in manifest.retained]
     table.add_row("retained checkpoints", ", ".join(kept) or "none")
+    for why in manifest.copies:
+        table.add_row("keeps for", why)
+    for number, root in sorted(manifest.roots.items()):
+        table.add_row(f"root/{number}/", f"{root.url} (store {root.store_id})")
     return table
 
 
@@ -113,6 +119,22 @@ def savepoints_table(manifest: Manifest) -> Table:
     for name, s in sorted(manifest.savepoints.items()):
         expires = "never" if s.expires_ms is None else _time(s.expires_ms)
         table.add_row(name, str(s.checkpoint_id), _time(s.created_ms), expires, s.object_name)
+    return table
+
+
+def branches_table(manifest: Manifest) -> Table:
+    """Stores that were branched off this one, one a line."""
+    table = _table("branches", "store", "checkpoint", "made (UTC)", "object", "URL", fold=("URL",))
+    for store_id, b in sorted(manifest.branches.items(), key=lambda item: item[1].created_ms):
+        table.add_row(store_id, str(b.checkpoint_id), _time(b.created_ms), b.object_name, b.url)
+    return table
+
+
+def pins_table(manifest: Manifest) -> Table:
+    """Leases on checkpoints that are being read, one a line."""
+    table = _table("pins", "pin", "checkpoint", "made (UTC)", "expires (UTC)", "object")
+    for pin, p in sorted(manifest.pins.items(), key=lambda item: item[1].created_ms):
+        table.add_row(pin, str(p.checkpoint_id), _time(p.created_ms), _time(p.expires_ms), p.object_name)
     return table
 
 

@@ -289,7 +289,7 @@ async def _get(objects: ObjectStore, name: str, start: int, end: int) -> bytes:
     try:
         data = await objects.get_range(name, start, end)
     except ObjectMissingError as error:
-        raise ObjectMissingError(f"{name}: SSTable is named by the manifest, but does not exist") from error
+        raise ObjectMissingError(f"{name}: SSTable is named by the manifest, but does not exist: {error}") from error
     if len(data) != end - start:
         raise CorruptionError(f"{name}: truncated: {len(data)} bytes at {start}, expected {end - start}")
     return data

@@ -37,6 +37,7 @@ from statebackend.metrics import Sample, StoreMetrics
 from statebackend.metrics_server import MetricsServer
 from statebackend.objectstore import ObjectStore, open_object_store
 from statebackend.objectstore_counting import CountingObjectStore
+from statebackend.objectstore_roots import RootedObjectStore, root_opener
 from statebackend.objectstore_wrappers import RetryingObjectStore, RetryPolicy
 from statebackend.observer import StoreObserver
 from statebackend.runtime import IsolatedRuntime
@@ -111,16 +112,20 @@ class StateStore:
         *,
         udafs: Mapping[str, AggregateUDF] | None = None,
         objects: ObjectStore | None = None,
+        open_root: Callable[[str], ObjectStore] | None = None,
         clock: Clock | None = None,
         rng: random.Random | None = None,
         hasher: Hasher | None = None,
         storage_options: Mapping[str, Any] | None = None,
+        root_options: Mapping[str, Mapping[str, Any]] | None = None,
         allow_unsafe_create: bool = False,
     ) -> StateStore:
         """Open the store at ``url`` for writing, creating it if there is none; older writers are fenced.
 
         ``udafs``: Python aggregate functions by name, for tables that were declared with them.
-        ``objects``, ``clock``, ``rng``, ``hasher``: collaborators, for tests.
+        ``storage_options`` are for the store itself; ``root_options``, by URL, for the stores that it was branched
+        from, see `root_opener`.
+        ``objects``, ``open_root``, ``clock``, ``rng``, ``hasher``: collaborators, for tests.
 
         Raises `CorruptionError`, `AtomicCreateError`, `StorageUnavailableError`.
         """
@@ -137,10 +142,18 @@ class StateStore:
                 allow_unsafe_create=allow_unsafe_create,
                 timeout_s=settings.request_timeout_s,
             )
+            rooted = RootedObjectStore(
+                inner,
+                open_root
+                or root_opener(
+                    os.fspath(url), runtime.io_executor, storage_options, root_options, settings.request_timeout_s
+                ),
+            )
             policy = RetryPolicy(timeout_s=settings.request_timeout_s)
-            retrying = RetryingObjectStore(inner, policy, sleep=clock.sleep, rng=rng)
+            retrying = RetryingObjectStore(rooted, policy, sleep=clock.sleep, rng=rng)
             counted = CountingObjectStore(retrying)
             fenceable, found = runtime.call(_take_over(counted, clock, rng, settings), None)
+            rooted.use({number: root.url for number, root in found.roots.items()})
             store = cls(
                 os.fspath(url), retrying, counted, fenceable, found, runtime, settings, clock, rng,
                 hasher or Hasher(), dict(udafs or {}),

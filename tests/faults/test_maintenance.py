@@ -12,8 +12,9 @@ import pytest
 from statebackend import CheckpointNotFoundError, FencedError, StateStore, StoreSettings
 from statebackend.errors import CorruptionError
 from statebackend.garbage_collector import GarbageCollector, plan_collection
-from statebackend.maintenance import collect, create_savepoint, drop_savepoint, explain_object, rollback, verify
+from statebackend.maintenance import collect, create_savepoint, drop_savepoint, explain_object, rollback
 from statebackend.manifest_store import ManifestStore, manifest_name
+from statebackend.verification import verify
 from tests.support.faulty_objectstore import CrashedError, FaultPlan, FaultyObjectStore
 from tests.support.stores import KV, World, contents, job, put
 

@@ -61,6 +61,12 @@ class SimulatedRuntime:
     def start(self) -> SimulatedRuntime:
         return self
 
+    def __enter__(self) -> SimulatedRuntime:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def check_usable(self) -> None:
         if self._closed:
             raise StoreClosedError("closed")

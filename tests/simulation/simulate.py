@@ -38,6 +38,7 @@ from statebackend import (
     StoreClosedError,
     StoreSettings,
     maintenance,
+    verification,
 )
 from statebackend import inspect as store_inspect
 from statebackend.garbage_collector import GarbageCollector
@@ -45,7 +46,7 @@ from statebackend.manifest_store import ManifestStore
 from statebackend.objectstore_wrappers import RetryingObjectStore
 from tests.simulation.job import apply_event, contents, differences, job_state
 from tests.simulation.runtime import SimulatedClock, SimulatedRuntime, wait_for_all
-from tests.simulation.scheduler import Process, Program, Scheduler, SimulationOver
+from tests.simulation.scheduler import Process, Program, Scheduler, SimulationOver, current_process
 from tests.simulation.storage import Faults, SharedObjects, SimulatedObjectStore
 
 __all__ = ["Profile", "Result", "simulate"]
@@ -131,7 +132,10 @@ class _Simulation:
         with ExitStack() as stack:
             stack.enter_context(mock.patch("statebackend.store.IsolatedRuntime", self._make_runtime))
             stack.enter_context(mock.patch("statebackend.store.wait", wait_for_all))
-            stack.enter_context(mock.patch("statebackend.maintenance._with_store", self._with_store))
+            stack.enter_context(mock.patch("statebackend.toolbox.IsolatedRuntime", self._make_runtime))
+            stack.enter_context(mock.patch("statebackend.toolbox.open_object_store", self._open_objects))
+            stack.enter_context(mock.patch("statebackend.toolbox.SystemClock", return_value=self._clock))
+            stack.enter_context(mock.patch("statebackend.toolbox.random.SystemRandom", self._make_random))
             try:
                 for number in range(self._profile.openings):
                     delay = 0 if number == 0 else self._rng.randrange(1200)
@@ -269,7 +273,7 @@ class _Simulation:
         self._counts["compactions"] += store._compactor.progress.completed
         store.close()
         self._opening = process
-        if (verdict := maintenance.verify("sim")).problems:
+        if (verdict := verification.verify("sim")).problems:
             self._scheduler.fail(f"verify finds {verdict.problems}")
         again = self._open(process, rng)
         assert again is not None
@@ -394,12 +398,13 @@ class _Simulation:
         assert self._opening is not None
         return SimulatedRuntime(self._scheduler, self._opening)
 
-    def _with_store(self, url: str, options: Any, work: Callable[[Any], Any]) -> Any:
-        """In place of the one of `maintenance`, which opens the store at a URL."""
-        assert self._opening is not None
-        process, rng = self._opening, random.Random(self._rng.getrandbits(64))
-        runtime, objects = self._tools(process, rng)
-        return runtime.call(work(maintenance._Tools(objects, ManifestStore(objects), self._clock, rng)))
+    def _open_objects(self, url: str, *_: Any, **__: Any) -> SimulatedObjectStore:
+        process = current_process.get() or self._opening
+        assert process is not None
+        return SimulatedObjectStore(self._shared, process, self._make_random())
+
+    def _make_random(self) -> random.Random:
+        return random.Random(self._rng.getrandbits(64))
 
     def _tools(self, process: Process, rng: random.Random) -> tuple[SimulatedRuntime, RetryingObjectStore]:
         inner = SimulatedObjectStore(self._shared, process, random.Random(rng.getrandbits(64)))

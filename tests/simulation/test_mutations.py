@@ -13,9 +13,10 @@ import pytest
 
 from statebackend import compactor, flusher, garbage_collector, manifest, manifest_store
 from statebackend.errors import CommitConflictError, FencedError
-from statebackend.ids import AttemptId, ManifestNumber, SequenceNumber, StoreId, WriterEpoch, WriterId
-from statebackend.manifest import CompactionCommit, Manifest, RollbackCommit
+from statebackend.ids import AttemptId, CheckpointId, ManifestNumber, SequenceNumber, StoreId, WriterEpoch, WriterId
+from statebackend.manifest import CompactionCommit, Manifest, RetainedCheckpoint
 from statebackend.objectstore import PutResult
+from statebackend.retention import KeptCheckpoint, RollbackCommit
 from statebackend.sstable import SSTableMeta
 from statebackend.store import StateStore
 from tests.simulation.job import SEEN
@@ -191,13 +192,15 @@ def test_a_merge_that_a_rollback_overtook_is_abandoned() -> None:
     before = Manifest(
         number=ManifestNumber(5), parent_attempt=AttemptId("a4"), store_id=StoreId("s"), writer_epoch=WriterEpoch(1),
         writer_id=WriterId("w"), attempt_id=AttemptId("a5"), created_ms=0, tables={"seen": state},
+        checkpoint_id=CheckpointId(3),
+        retained=(RetainedCheckpoint(checkpoint_id=CheckpointId(3), manifest_number=ManifestNumber(4), created_ms=0),),
     )  # fmt: skip
     target = replace(before, tables={"seen": replace(state, watermark=None)})
     merged = CompactionCommit(
         table="seen", timeline=0, owner="c1-0-0", sequence=SequenceNumber(1), inputs=state.files,
         output=(sstable(3, 10, 20),),
     )  # fmt: skip
-    after = RollbackCommit(target=target, retained_max=3).apply(before)
+    after = RollbackCommit(target=KeptCheckpoint(manifest=target), retained_max=3).apply(before)
     assert merged.apply(before).tables["seen"].files == merged.output
     with pytest.raises(CommitConflictError, match="rolled back"):
         merged.apply(after)

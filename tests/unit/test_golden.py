@@ -17,8 +17,9 @@ from datafusion import col
 from datafusion import functions as f
 
 from statebackend import Aggregation, JobState, StateStore, StoreSettings, TableKind, TableOrder, TableSpec
-from statebackend.maintenance import create_savepoint, verify
+from statebackend.maintenance import create_savepoint
 from statebackend.manifest_codec import decode_manifest, encode_manifest
+from statebackend.verification import verify
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 STORES = sorted(DATA.glob("store_v*"))

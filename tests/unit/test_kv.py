@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 
 from statebackend import StoreSettings, open_kv
-from statebackend.maintenance import verify
 from statebackend.merge import key_prefixes
+from statebackend.verification import verify
 
 SMALL = StoreSettings(block_rows=16, l0_files_max=2, compaction_rows=40, file_bytes_max=4000)
 
