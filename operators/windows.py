@@ -11,10 +11,16 @@ at multiples of ``slide`` plus ``length % slide``, so two panes a slide are enou
 
     length 2, slide 5    windows  [0 2)    [5 7)                     panes = windows, gaps between
 
+A cumulate window grows by a ``step`` until it has its full ``length``, then begins anew; its panes are the
+steps, and what identifies a window is its end::
+
+    length 6, step 2     windows  [0 2) [0 4) [0 6)  [6 8) [6 10) ...
+                         panes    |0 |2 |4 |6 |8 |10 ...
+
 Invariants:
 
 * Every time lies in exactly one pane, and in no pane if ``slide > length`` leaves it in a gap.
-* `WindowSpec.firing` costs as much as there are live panes, however far the watermark jumps.
+* `Windows.firing` costs as much as there are live panes, however far the watermark jumps.
 
 A watermark W says: from now on only times ``>= W`` are on time. Window ``[s, e)`` fires when
 ``W >= e`` and is closed when ``W >= e + allowed_lateness``. All times are epoch milliseconds.
@@ -25,12 +31,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MAX_WATERMARK", "Duration", "Int64Array", "WindowSpec", "milliseconds"]
+__all__ = ["MAX_WATERMARK", "CumulateSpec", "Duration", "Int64Array", "WindowSpec", "Windows", "milliseconds"]
 
 Int64Array: TypeAlias = npt.NDArray[np.int64]
 Duration: TypeAlias = timedelta | int
@@ -55,9 +61,67 @@ def milliseconds(duration: Duration, what: str) -> int:
     return duration
 
 
+class Windows(Protocol):
+    """A rule that says which windows there are. A window is identified by one integer, its start or its end.
+
+    All arguments and results are epoch milliseconds; identities in results
+    ascend, and so do the bounds that belong to them.
+    """
+
+    @property
+    def length(self) -> int:
+        """Of the longest window."""
+
+    @property
+    def allowed_lateness(self) -> int:
+        """How long after its end a window can still change."""
+
+    @property
+    def single_pane(self) -> bool:
+        """Whether every window is one pane, and identified by its start."""
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether some times lie in no window."""
+
+    @property
+    def panes_per_window(self) -> int:
+        """How many panes a window holds at most."""
+
+    def described(self) -> str:
+        """For people: ``10000 ms every 2000 ms``."""
+
+    def parameters(self) -> dict[str, Any]:
+        """What must agree when a job is restored."""
+
+    def inside(self, times: Int64Array, per_ms: int = 1) -> npt.NDArray[np.bool_]:
+        """Which times lie in a window at all."""
+
+    def pane_starts(self, times: Int64Array, per_ms: int = 1) -> Int64Array:
+        """The pane start (ms) of every time, given in ``1/per_ms`` milliseconds; none may lie in a gap."""
+
+    def bounds(self, windows: Int64Array) -> tuple[Int64Array, Int64Array]:
+        """Start and end of the windows with these identities."""
+
+    def firing(self, panes: Iterable[int], after: int | None, upto: int) -> list[int]:
+        """The windows with ``after < end <= upto`` that hold one of the panes.
+
+        ``after`` is the watermark before (None: there was none), ``upto`` the one after.
+        """
+
+    def next_end(self, pane: int, after: int | None) -> int | None:
+        """The end of the first window that holds the pane and ends after ``after``; None if all have ended."""
+
+    def closed_before(self, watermark: int) -> int:
+        """The earliest time still needed: all windows of an earlier time are closed, its pane is dead."""
+
+    def fired_before(self, watermark: int) -> int:
+        """The end of the last window that has fired: an earlier time may lie in a window that has."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowSpec:
-    """Tumbling (``length == slide``), sliding or sampling (``slide > length``) windows, in milliseconds."""
+    """Tumbling (``length == slide``), sliding or sampling (``slide > length``) windows, identified by their start."""
 
     length: int
     slide: int
@@ -78,6 +142,23 @@ class WindowSpec:
     def has_gaps(self) -> bool:
         """Whether some times lie in no window."""
         return self.slide > self.length
+
+    @property
+    def panes_per_window(self) -> int:
+        """How many panes a window holds at most."""
+        return 1 if self.single_pane else 2 * self.length // self.slide + 1
+
+    def described(self) -> str:
+        """For people."""
+        return f"{self.length} ms" if self.slide == self.length else f"{self.length} ms every {self.slide} ms"
+
+    def parameters(self) -> dict[str, Any]:
+        """What must agree when a job is restored."""
+        return {"length_ms": self.length, "slide_ms": self.slide, "allowed_lateness_ms": self.allowed_lateness}
+
+    def bounds(self, windows: Int64Array) -> tuple[Int64Array, Int64Array]:
+        """Start and end of the windows with these starts."""
+        return windows, windows + self.length
 
     @property
     def _end_offset(self) -> int:
@@ -145,3 +226,71 @@ class WindowSpec:
     def fired_before(self, watermark: int) -> int:
         """The end of the last window that has fired: an earlier time may lie in a window that has."""
         return (watermark - self.length) // self.slide * self.slide + self.length
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CumulateSpec:
+    """Windows that grow by ``step`` up to ``length``, in milliseconds, identified by their end."""
+
+    length: int
+    step: int
+    allowed_lateness: int = 0
+    single_pane: bool = False
+    has_gaps: bool = False
+
+    def __post_init__(self) -> None:
+        if self.length <= 0 or self.step <= 0:
+            raise ValueError(f"window: length ({self.length} ms) and step ({self.step} ms) must be positive")
+        if self.length % self.step:
+            raise ValueError(f"window: length ({self.length} ms) must be a multiple of step ({self.step} ms)")
+        if self.allowed_lateness < 0:
+            raise ValueError(f"window: allowed_lateness ({self.allowed_lateness} ms) must not be negative")
+
+    @property
+    def panes_per_window(self) -> int:
+        """How many panes a window holds at most."""
+        return self.length // self.step
+
+    def described(self) -> str:
+        """For people."""
+        return f"up to {self.length} ms in steps of {self.step} ms"
+
+    def parameters(self) -> dict[str, Any]:
+        """What must agree when a job is restored."""
+        return {"length_ms": self.length, "step_ms": self.step, "allowed_lateness_ms": self.allowed_lateness}
+
+    def inside(self, times: Int64Array, per_ms: int = 1) -> npt.NDArray[np.bool_]:  # noqa: ARG002
+        """All do."""
+        return np.ones(len(times), dtype=bool)
+
+    def pane_starts(self, times: Int64Array, per_ms: int = 1) -> Int64Array:
+        """The start (ms) of the step that holds each time."""
+        starts: Int64Array = np.floor_divide(times, self.step * per_ms) * self.step
+        return starts
+
+    def bounds(self, windows: Int64Array) -> tuple[Int64Array, Int64Array]:
+        """Start and end of the windows with these ends."""
+        return np.floor_divide(windows - 1, self.length) * self.length, windows
+
+    def firing(self, panes: Iterable[int], after: int | None, upto: int) -> list[int]:
+        """Ends of the windows with ``after < end <= upto`` that hold one of the panes."""
+        ends: set[int] = set()
+        for pane in panes:
+            last = min(pane // self.length * self.length + self.length, upto // self.step * self.step)
+            first = pane + self.step if after is None else max(pane + self.step, (after // self.step + 1) * self.step)
+            ends.update(range(first, last + 1, self.step))
+        return sorted(ends)
+
+    def next_end(self, pane: int, after: int | None) -> int | None:
+        """The end of the first window that holds the pane and ends after ``after``; None if all have ended."""
+        first = pane // self.step * self.step + self.step
+        end = first if after is None else max(first, (after // self.step + 1) * self.step)
+        return end if end <= pane // self.length * self.length + self.length else None
+
+    def closed_before(self, watermark: int) -> int:
+        """The earliest time still needed."""
+        return (watermark - self.allowed_lateness) // self.length * self.length
+
+    def fired_before(self, watermark: int) -> int:
+        """The end of the last window that has fired."""
+        return watermark // self.step * self.step

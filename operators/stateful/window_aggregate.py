@@ -11,13 +11,13 @@ Invariants:
 * All state lies in the table: at a barrier `drain` leaves nothing in the buffer, and what is kept
   beside it (which panes are live) is rebuilt from the table's time column.
 * A window is emitted once, when the watermark reaches its end; with ``allowed_lateness`` it is
-  emitted again, for the groups that changed, right after each batch that changed it.
+  emitted again, for the groups that changed, right after each batch that changed it; with
+  ``emit_every`` what is open is emitted as it stands whenever the watermark passes a multiple of it.
 * What is late depends only on the order of batches and watermarks, so a replay decides the same.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, Future
@@ -31,7 +31,7 @@ import pyarrow as pa
 from operators.graph import Port, StateNote
 from operators.runtime import BaseOperator, BuildContext, Cursor, Output, user_error
 from operators.watermark import EventTimeColumn
-from operators.windows import MAX_WATERMARK, Int64Array, WindowSpec
+from operators.windows import MAX_WATERMARK, Int64Array, Windows
 from statebackend import Aggregation, StateTable, TableKind, TableOrder, TableSpec
 
 __all__ = ["WINDOW_END", "WINDOW_START", "WindowAggregate", "WindowNode", "table_spec", "window_schema"]
@@ -82,10 +82,11 @@ class WindowNode:
     input: Port
     input_schema: pa.Schema
     event_time: str
-    windows: WindowSpec
+    windows: Windows
     aggregation: Aggregation
     group_by: tuple[str, ...]
     aggregates: tuple[str, ...]
+    emit_every: int | None = None
 
     @property
     def inputs(self) -> tuple[Port, ...]:
@@ -101,8 +102,8 @@ class WindowNode:
     def label(self) -> str:
         """For `explain`."""
         result = self.aggregation.merger.result_schema.names[1:]
-        spec = self.windows
-        return f"window {self.operator_id}: {', '.join(result)} over {spec.length} ms every {spec.slide} ms"
+        early = "" if self.emit_every is None else f", emitted early every {self.emit_every} ms"
+        return f"window {self.operator_id}: {', '.join(result)} over {self.windows.described()}{early}"
 
     @property
     def state(self) -> tuple[StateNote, ...]:
@@ -116,9 +117,8 @@ class WindowNode:
         return {
             "operator": "window",
             "event_time": self.event_time,
-            "length_ms": self.windows.length,
-            "slide_ms": self.windows.slide,
-            "allowed_lateness_ms": self.windows.allowed_lateness,
+            **self.windows.parameters(),
+            "emit_every_ms": self.emit_every,
             "group_by": list(self.group_by),
             "aggregates": list(self.aggregates),
         }
@@ -128,6 +128,7 @@ class WindowNode:
         return WindowAggregate(
             self.operator_id,
             windows=self.windows,
+            emit_every=self.emit_every,
             aggregation=self.aggregation,
             input_schema=self.input_schema,
             event_time=self.event_time,
@@ -145,7 +146,8 @@ class WindowAggregate(BaseOperator):
         self,
         operator_id: str,
         *,
-        windows: WindowSpec,
+        windows: Windows,
+        emit_every: int | None,
         aggregation: Aggregation,
         input_schema: pa.Schema,
         event_time: str,
@@ -157,6 +159,7 @@ class WindowAggregate(BaseOperator):
         super().__init__(operator_id)
         # Constant after construction.
         self._windows = windows
+        self._emit_every = emit_every
         self._aggregation = aggregation
         self._merger = aggregation.merger
         self._times = EventTimeColumn(input_schema, event_time)
@@ -217,22 +220,32 @@ class WindowAggregate(BaseOperator):
 
     def announce(self, watermark: int) -> None:
         """Begin to aggregate if the watermark will make windows fire."""
-        if self._next_end is not None and watermark >= self._next_end:
+        if self._emits_early(watermark) or (self._next_end is not None and watermark >= self._next_end):
             self.begin_drain()
 
     def on_watermark(self, watermark: int) -> None:
         """Fire the windows that end at or before the watermark, then let dead panes expire."""
         if self._watermark is None or watermark > self._watermark:
+            early = self._emits_early(watermark)
             before, self._watermark = self._watermark, watermark
             if self._next_end is not None and watermark >= self._next_end:
                 self.drain()
-                self._fire(before, watermark)
+                self._fire(self._windows.firing(self._panes, before, watermark))
+            if early:
+                self.drain()
+                self._fire(self._windows.firing(self._panes, watermark, MAX_WATERMARK))
             self._move_bounds(watermark)
         if watermark == MAX_WATERMARK:
             self.late.advance(watermark)
             self.output.advance(watermark)
         else:
             self.output.advance(watermark - self._windows.length - self._windows.allowed_lateness)
+
+    def _emits_early(self, watermark: int) -> bool:
+        """Whether this watermark passes a multiple of ``emit_every``."""
+        if self._emit_every is None or watermark == MAX_WATERMARK:
+            return False
+        return self._watermark is None or watermark // self._emit_every > self._watermark // self._emit_every
 
     def begin_drain(self) -> None:
         """Aggregate what is buffered, in two halves if it is much."""
@@ -277,23 +290,23 @@ class WindowAggregate(BaseOperator):
         assert self._watermark is not None
         oldest = self._watermark - self._windows.allowed_lateness
         fired = self._windows.firing(panes, oldest, self._watermark)
-        panes_per_window = 2 * self._windows.length // self._windows.slide + 1
-        at_once = max(1, _FIRE_ROWS // (panes_per_window * touched.num_rows))
+        at_once = max(1, _FIRE_ROWS // (self._windows.panes_per_window * touched.num_rows))
         for first in range(0, len(fired), at_once):
             changed = self._merger.reduce(self._replicate([touched], fired[first : first + at_once]))
             self._emit(self._merger.final([self._states_of(group) for group in changed]))
 
     def _states_of(self, groups: pa.RecordBatch) -> pa.RecordBatch:
-        """The states, in every live pane, of groups whose first column is their window's start."""
-        starts = _times_of(groups)
+        """The states, in every live pane, of groups whose first column identifies their window."""
+        windows = _times_of(groups)
+        starts, ends = self._windows.bounds(windows)
         panes = np.asarray(sorted(self._panes), dtype=np.int64)
         low = np.searchsorted(panes, starts)
-        counts = np.searchsorted(panes, starts + self._windows.length) - low
-        rows = np.repeat(np.arange(len(starts)), counts)
+        counts = np.searchsorted(panes, ends) - low
+        rows = np.repeat(np.arange(len(windows)), counts)
         keys = groups.select(self._merger.key_schema.names).take(pa.array(rows))
         found = self._table.lookup(self._with_start(keys, panes[_ranges(low, counts)]))
         hit = found.hit.to_numpy(zero_copy_only=False)
-        return self._with_start(found.batch.filter(found.hit), starts[rows[hit]])
+        return self._with_start(found.batch.filter(found.hit), windows[rows[hit]])
 
     # -- partial states
 
@@ -342,53 +355,57 @@ class WindowAggregate(BaseOperator):
 
     # -- windows
 
-    def _fire(self, after: int | None, upto: int) -> None:
+    def _fire(self, windows: list[int]) -> None:
         """Finalise on the workers, a few groups of windows at once, and emit in order."""
         finals: deque[Future[list[pa.RecordBatch]]] = deque()
-        for group in self._groups(self._windows.firing(self._panes, after, upto)):
+        for group in self._groups(windows):
             finals.append(self._workers.submit(self._finalise, group))
             if len(finals) == _FINALS_MAX:
                 self._emit(finals.popleft().result())
         while finals:
             self._emit(finals.popleft().result())
 
-    def _finalise(self, starts: list[int]) -> list[pa.RecordBatch]:
-        states = self._table.scan(time_range=(starts[0], starts[-1] + self._windows.length), merged=False)
+    def _finalise(self, windows: list[int]) -> list[pa.RecordBatch]:
+        starts, ends = self._windows.bounds(np.asarray(windows, dtype=np.int64))
+        states = self._table.scan(time_range=(int(starts[0]), int(ends[-1])), merged=False)
         if not self._windows.single_pane:
-            states = self._replicate(states, starts)
+            states = self._replicate(states, windows)
         elif len(states) * _BATCH_ROWS_MIN > sum(s.num_rows for s in states):
             states = [_combined(states, self._merger.state_schema)]
         return self._merger.final(states)
 
-    def _groups(self, starts: list[int]) -> list[list[int]]:
+    def _groups(self, windows: list[int]) -> list[list[int]]:
         """Consecutive windows that are finalised together: two groups at least if there is enough to do,
         each small enough that memory stays bounded."""
-        panes = sorted(self._panes)
-        total = [0, *accumulate(self._panes[p] for p in panes)]
-        length = self._windows.length
-        sizes = [total[bisect_left(panes, start + length)] - total[bisect_left(panes, start)] for start in starts]
+        if not windows:
+            return []
+        panes = np.asarray(sorted(self._panes), dtype=np.int64)
+        total = np.asarray([0, *accumulate(self._panes[p] for p in panes.tolist())])
+        starts, ends = self._windows.bounds(np.asarray(windows, dtype=np.int64))
+        sizes = (total[np.searchsorted(panes, ends)] - total[np.searchsorted(panes, starts)]).tolist()
         limit = min(_FIRE_ROWS, max(_FIRE_ROWS_MIN, sum(sizes) // 2 + 1))
         groups: list[list[int]] = []
         rows = limit
-        for start, size in zip(starts, sizes, strict=True):
+        for window, size in zip(windows, sizes, strict=True):
             if rows + size > limit:
                 groups.append([])
                 rows = 0
-            groups[-1].append(start)
+            groups[-1].append(window)
             rows += size
         return groups
 
-    def _replicate(self, states: Sequence[pa.RecordBatch], starts: list[int]) -> list[pa.RecordBatch]:
-        """Each state once per window that holds its pane, with the window's start as its time."""
+    def _replicate(self, states: Sequence[pa.RecordBatch], windows: list[int]) -> list[pa.RecordBatch]:
+        """Each state once per window that holds its pane, with what identifies the window as its time."""
         batch = _combined(states, self._merger.state_schema)
         panes = _times_of(batch)
         order = np.argsort(panes, kind="stable")
         panes = panes[order]
-        windows = np.asarray(starts, dtype=np.int64)
-        low = np.searchsorted(panes, windows)
-        counts = np.searchsorted(panes, windows + self._windows.length) - low
+        ids = np.asarray(windows, dtype=np.int64)
+        starts, ends = self._windows.bounds(ids)
+        low = np.searchsorted(panes, starts)
+        counts = np.searchsorted(panes, ends) - low
         rows = batch.take(pa.array(order[_ranges(low, counts)]))
-        return [self._with_start(rows, np.repeat(windows, counts))]
+        return [self._with_start(rows, np.repeat(ids, counts))]
 
     def _with_start(self, batch: pa.RecordBatch, starts: Int64Array) -> pa.RecordBatch:
         return batch.set_column(0, batch.schema.field(0), pa.array(starts).view(self._pane_type))
@@ -397,12 +414,12 @@ class WindowAggregate(BaseOperator):
         for result in results:
             if result.num_rows == 0:
                 continue
-            starts = _times_of(result)
-            if (starts[1:] < starts[:-1]).any():
-                result = result.take(pa.array(np.argsort(starts, kind="stable")))
-                starts = _times_of(result)
-            end = pa.array(starts + self._windows.length).view(self._pane_type)
-            columns = [result.column(0), end, *result.columns[1:]]
+            windows = _times_of(result)
+            if (windows[1:] < windows[:-1]).any():
+                result = result.take(pa.array(np.argsort(windows, kind="stable")))
+                windows = _times_of(result)
+            bounds = (pa.array(times).view(self._pane_type) for times in self._windows.bounds(windows))
+            columns = [*bounds, *result.columns[1:]]
             self.output.emit(pa.RecordBatch.from_arrays(columns, schema=self._result_schema))
 
     # -- progress

@@ -12,10 +12,10 @@ from operators.changelog import Updates
 from operators.engine import column_named
 from operators.errors import SchemaError
 from operators.graph import Port
-from operators.stateful.window_aggregate import WINDOW_START, WindowNode, window_schema
+from operators.stateful.window_aggregate import WINDOW_END, WINDOW_START, WindowNode, window_schema
 from operators.verbs.base import Column, StreamBase, expression_text
 from operators.watermark import EventTimeColumn
-from operators.windows import Duration, WindowSpec, milliseconds
+from operators.windows import CumulateSpec, Duration, Windows, WindowSpec, milliseconds
 
 __all__ = ["WindowVerbs"]
 
@@ -31,15 +31,21 @@ class WindowVerbs(StreamBase):
         slide: Duration | None = None,
         *,
         allowed_lateness: Duration = 0,
+        emit_every: Duration | None = None,
         name: str | None = None,
     ) -> Self:
         """Aggregate by group in event-time windows ``[start, start + length)`` aligned to the epoch.
 
-        ``length``, ``slide`` (default: ``length``, tumbling) and ``allowed_lateness`` are timedeltas
-        or integer milliseconds. The result has ``window_start_time`` and ``window_end_time``
-        (timestamp[ms] in the zone of the event time), the group columns and the aggregates. A window
-        is emitted when the watermark reaches its end; rows that come later, but not later than
-        ``allowed_lateness``, emit the changed groups again. What comes still later: `late_rows`.
+        ``group_by`` may be empty: one row per window. ``length``, ``slide`` (default: ``length``,
+        tumbling), ``allowed_lateness`` and ``emit_every`` are timedeltas or integer milliseconds. The
+        result has ``window_start_time`` and ``window_end_time`` (timestamp[ms] in the zone of the event
+        time), the group columns and the aggregates. A window is emitted when the watermark reaches its
+        end; rows that come later, but not later than ``allowed_lateness``, emit the changed groups
+        again. What comes still later: `late_rows`. With ``emit_every`` all open windows are emitted as
+        they stand whenever event time passes a multiple of it. In both cases the stream is one of upserts
+        by window and group.
+
+        State: one row of partial states per group and pane, until the window closes.
 
         Raises `SchemaError` for a wrong column or type, `UnsupportedAggregateError` for an aggregate
         that cannot be kept as state, `ValueError` for wrong durations or a name that is taken.
@@ -48,29 +54,34 @@ class WindowVerbs(StreamBase):
         step = span if slide is None else milliseconds(slide, "window slide")
         late = milliseconds(allowed_lateness, "allowed_lateness")
         spec = WindowSpec(length=span, slide=step, allowed_lateness=late)
-        event_time = self._window_time()
-        keys = [self._column(k) for k in ([group_by] if isinstance(group_by, (Expr, str)) else group_by)]
-        functions = [aggregates] if isinstance(aggregates, Expr) else list(aggregates)
-        zone = EventTimeColumn(self._schema, event_time).zone
-        schema = self._schema.append(pa.field(WINDOW_START, pa.timestamp("ms", zone)))
-        aggregation = self._compile("window", schema, [column_named(WINDOW_START), *keys], functions)
-        groups = aggregation.merger.key_schema.names[1:]
-        node = WindowNode(
-            operator_id=self._claim(name, "window", *groups, str(span), *([str(step)] if step != span else [])),
-            input=self._port,
-            input_schema=self._schema,
-            event_time=event_time,
-            windows=spec,
-            aggregation=aggregation,
-            group_by=tuple(expression_text([key]) for key in keys),
-            aggregates=tuple(expression_text([function]) for function in functions),
+        words = [str(span), *([str(step)] if step != span else [])]
+        return self._windowed("window", group_by, aggregates, spec, words, emit_every, name)
+
+    def cumulate_window(
+        self,
+        group_by: Sequence[Column] | Column,
+        aggregates: Sequence[Expr] | Expr,
+        step: Duration,
+        length: Duration,
+        *,
+        allowed_lateness: Duration = 0,
+        name: str | None = None,
+    ) -> Self:
+        """Aggregate by group in windows that grow by ``step`` up to ``length``, then begin anew.
+
+        ``length`` must be a multiple of ``step``. Window k of a length from ``start`` is
+        ``[start, start + k * step)``: totals since midnight, every hour. Columns, emission, lateness and
+        errors as for `window`.
+
+        State: one row of partial states per group and step, until the longest window closes.
+        """
+        spec = CumulateSpec(
+            length=milliseconds(length, "window length"),
+            step=milliseconds(step, "window step"),
+            allowed_lateness=milliseconds(allowed_lateness, "allowed_lateness"),
         )
-        updates = Updates(
-            key=(WINDOW_START, *groups), changelog=False, because=f"window {node.operator_id} has allowed_lateness"
-        )
-        return self._derive(
-            Port(node), window_schema(aggregation), event_time=WINDOW_START, updates=updates if late else None
-        )
+        words = [str(spec.step), str(spec.length)]
+        return self._windowed("cumulate", group_by, aggregates, spec, words, None, name)
 
     def late_rows(self) -> Self:
         """The input rows of a window that came after all their windows were closed."""
@@ -79,12 +90,50 @@ class WindowVerbs(StreamBase):
             raise ValueError("late_rows: only the result of window() has late rows; call it right there")
         return self._derive(Port(node, 1), node.input_schema, event_time=None, time_note="late rows have no watermark")
 
-    def _window_time(self) -> str:
-        self._require_append_only("window")
-        event_time = self._require_event_time("window")
+    def _windowed(
+        self,
+        verb: str,
+        group_by: Sequence[Column] | Column,
+        aggregates: Sequence[Expr] | Expr,
+        spec: Windows,
+        words: Sequence[str],
+        emit_every: Duration | None,
+        name: str | None,
+    ) -> Self:
+        event_time = self._window_time(verb)
+        early = None if emit_every is None else milliseconds(emit_every, "emit_every")
+        if early is not None and early <= 0:
+            raise ValueError(f"{verb}: emit_every ({early} ms) must be positive")
+        keys = [self._column(k) for k in ([group_by] if isinstance(group_by, (Expr, str)) else group_by)]
+        functions = [aggregates] if isinstance(aggregates, Expr) else list(aggregates)
+        zone = EventTimeColumn(self._schema, event_time).zone
+        schema = self._schema.append(pa.field(WINDOW_START, pa.timestamp("ms", zone)))
+        aggregation = self._compile(verb, schema, [column_named(WINDOW_START), *keys], functions)
+        groups = aggregation.merger.key_schema.names[1:]
+        node = WindowNode(
+            operator_id=self._claim(name, verb, *groups, *words),
+            input=self._port,
+            input_schema=self._schema,
+            event_time=event_time,
+            windows=spec,
+            aggregation=aggregation,
+            group_by=tuple(expression_text([key]) for key in keys),
+            aggregates=tuple(expression_text([function]) for function in functions),
+            emit_every=early,
+        )
+        updates = None
+        if spec.allowed_lateness or early:
+            why = "allowed_lateness" if spec.allowed_lateness else "emit_every"
+            key = (WINDOW_START, WINDOW_END, *groups)
+            updates = Updates(key=key, changelog=False, because=f"{verb} {node.operator_id} has {why}")
+        return self._derive(Port(node), window_schema(aggregation), event_time=WINDOW_START, updates=updates)
+
+    def _window_time(self, verb: str) -> str:
+        self._require_append_only(verb)
+        event_time = self._require_event_time(verb)
         if WINDOW_START in self._schema.names:
             raise SchemaError(
-                f"window: the input has a column {WINDOW_START!r}, as its result will; "
+                f"{verb}: the input has a column {WINDOW_START!r}, as its result will; "
                 f"rename it first, with with_column_renamed({WINDOW_START!r}, ...)"
             )
         return event_time

@@ -10,13 +10,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from datafusion import Expr, col, functions, lit
+from datafusion import Expr, SessionContext, col, functions, lit
 
 from operators import DataStream, SchemaError, StreamContext
 from operators.sinks import MemorySink
 from operators.stateful import window_aggregate as module
 from statebackend import UnsupportedAggregateError
-from tests.support.streams import as_multiset, cut, events, milliseconds_of, one_shot
+from tests.support.restarts import survive
+from tests.support.streams import AGGREGATES, as_multiset, cut, events, milliseconds_of, one_shot
 
 SHAPES = [(1000, 1000), (1000, 400), (900, 250), (600, 200), (300, 1000), (5000, 5000), (1, 1)]
 
@@ -306,3 +307,77 @@ def test_random_windows_over_random_batches_equal_one_query(seed: int) -> None:
     kept = table.filter(pc.greater(table["v"], -500))
     expected = one_shot(kept, length, slide, keys=["j"], select="count(1) AS n, sum(2.0 * x) AS y")
     assert as_multiset(sink.table()) == as_multiset(expected)
+
+
+def cumulated(table: pa.Table, step: int, length: int) -> pa.Table:
+    """What one SQL query says of cumulate windows: each row once per window that holds it."""
+    places, starts, ends = [], [], []
+    for row, time in enumerate(milliseconds_of(table["t"])):
+        start = time // length * length
+        for end in range(start + step, start + length + 1, step):
+            if time < end:
+                places.append(row)
+                starts.append(start)
+                ends.append(end)
+    rows = table.take(pa.array(places, pa.int64()))
+    kind = pa.timestamp("ms", table["t"].type.tz)
+    rows = rows.append_column("window_start_time", pa.array(starts, pa.int64()).cast(kind))
+    rows = rows.append_column("window_end_time", pa.array(ends, pa.int64()).cast(kind))
+    session = SessionContext()
+    session.register_record_batches("rows", [rows.to_batches()])
+    group = "window_start_time, window_end_time, k"
+    return session.sql(f"SELECT {group}, {AGGREGATES} FROM rows GROUP BY {group}").to_arrow_table()
+
+
+@pytest.mark.usefixtures("buffer")
+@pytest.mark.parametrize(("step", "length"), [(500, 2000), (1000, 1000), (300, 9000)])
+def test_cumulate_windows_grow_by_their_step(step: int, length: int) -> None:
+    table = events(step, 1200, disorder_ms=400)
+    batches = cut(table, step)
+
+    def pipeline(inputs: Any) -> Any:
+        return {"out": inputs["in"].cumulate_window("k", five(), step, length, name="w")}
+
+    expected = as_multiset(cumulated(table, step, length))
+    assert as_multiset(survive(pipeline, {"in": batches}, crashes=0, max_disorder=400)["out"]) == expected
+    assert as_multiset(survive(pipeline, {"in": batches}, seed=step, max_disorder=400)["out"]) == expected
+
+
+def test_an_update_of_a_cumulate_window_holds_all_of_its_steps() -> None:
+    table = pa.table({"t": pa.array([0, 2500, 600, 9000]).cast(pa.timestamp("ms")), "v": [1, 10, 100, 1000]})
+    context, stream = read(table.to_batches(max_chunksize=1), table.schema)
+    total = [functions.sum(col("v")).alias("s")]
+    sink = collect(stream.cumulate_window([], total, 1000, 3000, allowed_lateness=10_000))
+    context.run()
+    last = {}
+    for row in sink.table().to_pylist():
+        last[row["window_start_time"].second, row["window_end_time"].second] = row["s"]
+    assert last == {(0, 1): 101, (0, 2): 101, (0, 3): 111, (9, 10): 1000, (9, 11): 1000, (9, 12): 1000}
+
+
+@pytest.mark.parametrize("slide", [2000, 500])
+def test_early_results_stand_for_what_has_come_and_the_last_ones_are_right(slide: int) -> None:
+    table = events(17, 1500, disorder_ms=300)
+    batches = cut(table, 17)
+
+    def pipeline(inputs: Any) -> Any:
+        return {"out": inputs["in"].window(["k", "j"], five(), 2000, slide, emit_every=700, name="w")}
+
+    undisturbed = survive(pipeline, {"in": batches}, crashes=0, max_disorder=300)["out"]
+    expected = as_multiset(one_shot(table, 2000, slide))
+    assert undisturbed.num_rows > 1.5 * one_shot(table, 2000, slide).num_rows
+    assert as_multiset(final_rows(undisturbed, ["k", "j"])) == expected
+    assert as_multiset(survive(pipeline, {"in": batches}, seed=3, max_disorder=300)["out"]) == as_multiset(undisturbed)
+
+
+def test_early_results_come_when_event_time_passes_a_multiple_of_the_interval() -> None:
+    times = [0, 1000, 2999, 3100, 5000, 9000]
+    table = pa.table({"t": pa.array(times).cast(pa.timestamp("ms")), "v": [1, 2, 3, 4, 5, 6]})
+    context, stream = read(table.to_batches(max_chunksize=1), table.schema)
+    sums = stream.window([], [functions.sum(col("v")).alias("s")], 8000, emit_every=3000, name="w")
+    assert "emitted early every 3000 ms" in sums.explain()
+    assert sums.updates is not None
+    sink = collect(sums)
+    context.run()
+    # The first watermark counts as a passing, then 3100 passes 3000; 9000 closes the first window and opens another.
+    assert sink.table()["s"].to_pylist() == [1, 10, 15, 6, 6]

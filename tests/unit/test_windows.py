@@ -8,7 +8,7 @@ from datetime import timedelta
 import numpy as np
 import pytest
 
-from operators.windows import MAX_WATERMARK, WindowSpec, milliseconds
+from operators.windows import MAX_WATERMARK, CumulateSpec, WindowSpec, milliseconds
 
 SHAPES = [(10, 10), (10, 4), (10, 3), (7, 7), (12, 4), (9, 2), (3, 5), (1, 1), (1, 6), (5, 1), (100, 37)]
 
@@ -104,3 +104,42 @@ def test_durations_are_timedeltas_or_whole_milliseconds() -> None:
 def test_wrong_lengths_are_refused(length: int, slide: int, lateness: int) -> None:
     with pytest.raises(ValueError, match="window"):
         WindowSpec(length=length, slide=slide, allowed_lateness=lateness)
+
+
+@pytest.mark.parametrize(("step", "length"), [(5, 20), (3, 3), (1, 7), (10, 40)])
+@pytest.mark.parametrize("lateness", [0, 4])
+def test_cumulate_windows_by_enumeration(step: int, length: int, lateness: int) -> None:
+    spec = CumulateSpec(length=length, step=step, allowed_lateness=lateness)
+    rng = random.Random(step * 100 + length)
+
+    def ends_of(time: int) -> list[int]:
+        base = time // length * length
+        return [e for e in range(base + step, base + length + 1, step) if time < e]
+
+    times = np.arange(-2 * length, 2 * length)
+    assert spec.pane_starts(times).tolist() == [t - t % step for t in times.tolist()]
+    assert spec.pane_starts(times * 1000 + 999, 1000).tolist() == spec.pane_starts(times).tolist()
+    for _ in range(60):
+        rows = [rng.randrange(-3 * length, 3 * length) for _ in range(rng.randrange(6))]
+        panes = {t - t % step for t in rows}
+        after, upto = sorted(rng.randrange(-4 * length, 4 * length) for _ in range(2))
+        windows = {e for t in rows for e in ends_of(t)}
+        assert spec.firing(panes, after, upto) == sorted(e for e in windows if after < e <= upto)
+        assert spec.firing(panes, None, upto) == sorted(e for e in windows if e <= upto)
+        for time in rows:
+            pane = time - time % step
+            assert spec.next_end(pane, after) == min((e for e in ends_of(time) if e > after), default=None)
+            assert (time < spec.closed_before(upto)) == all(e + lateness <= upto for e in ends_of(time))
+            if any(e <= upto for e in ends_of(time)):
+                assert time < spec.fired_before(upto)
+    starts, ends = spec.bounds(np.asarray(sorted({e for t in times.tolist() for e in ends_of(t)})))
+    assert all(s % length == 0 and s < e <= s + length for s, e in zip(starts.tolist(), ends.tolist(), strict=True))
+
+
+def test_a_cumulate_window_is_a_whole_number_of_steps() -> None:
+    with pytest.raises(ValueError, match="multiple of step"):
+        CumulateSpec(length=10, step=4)
+    with pytest.raises(ValueError, match="positive"):
+        CumulateSpec(length=10, step=0)
+    with pytest.raises(ValueError, match="allowed_lateness"):
+        CumulateSpec(length=10, step=5, allowed_lateness=-1)
