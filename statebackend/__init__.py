@@ -18,6 +18,7 @@ General layout, from the ground up (each module imports only from those above it
     lsm_backend  memory_backend           implementations of the StateBackend protocol in `backend`;
     slatedb_backend  slatedb_*            SlateDB as another, registered as a third party would
     retention  toolbox                    old states that stay: savepoints, branches, pins; what every tool needs
+    checkpoint_reader                     a checkpoint read from another process
     garbage_collector  maintenance  branches  verification  inspect  render  cli   tools
 
 ``ARCHITECTURE.md`` beside this file tells how it works and draws the formats.
@@ -28,6 +29,7 @@ import logging
 from statebackend.accumulators import Aggregation, StateMerger
 from statebackend.backend import Checkpoint, Health, JobState, LookupResult, Matches, StateBackend, StateTable
 from statebackend.branches import clone
+from statebackend.checkpoint_reader import CheckpointReader, CheckpointTable, open_checkpoint
 from statebackend.errors import (
     AtomicCreateError,
     CheckpointGoneError,
@@ -63,6 +65,8 @@ __all__ = [
     "CheckpointGoneError",
     "CheckpointId",
     "CheckpointNotFoundError",
+    "CheckpointReader",
+    "CheckpointTable",
     "CommitConflictError",
     "CommitUnknownError",
     "CorruptionError",
@@ -98,6 +102,7 @@ __all__ = [
     "backend_names",
     "clone",
     "open_backend",
+    "open_checkpoint",
     "open_kv",
 ]
 
