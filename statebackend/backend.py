@@ -100,7 +100,7 @@ class StateTable(Protocol):
 
     @property
     def watermark(self) -> int | None:
-        """Rows with a time below this are dead and hidden; None before the first `expire`."""
+        """Rows with a time (or ttl) below this are dead and hidden; None before the first `expire`."""
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Upsert, merge or append the rows, by the kind of the table."""
@@ -138,7 +138,10 @@ class StateTable(Protocol):
         """
 
     def expire(self, before: int) -> None:
-        """Declare all rows with a time below ``before`` dead. Never moves back."""
+        """Declare all rows with a time below ``before`` dead. Never moves back.
+
+        With ``ttl_field`` in an upsert table, a key whose newest row is below is gone, its older rows with it.
+        """
 
 
 class StateBackend(Protocol):

@@ -79,10 +79,10 @@ class BufferedTable:
         self._host.relieve()
 
     def expire(self, before: int) -> None:
-        """Declare all rows with a time below ``before`` (in the unit of the time column) dead."""
+        """Declare all rows with a time (or ttl) below ``before``, in the unit of that column, dead."""
         self._host.check_usable()
-        if self.spec.time_field is None:
-            raise ValueError(f"table {self.spec.name!r}: no time_field, so nothing can expire")
+        if self.spec.expiry_field is None:
+            raise ValueError(f"table {self.spec.name!r}: no time_field and no ttl_field, so nothing can expire")
         with self._host.lock:
             if self._watermark is None or before > self._watermark:
                 self._watermark = before

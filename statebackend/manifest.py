@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import dropwhile
 from typing import Any, TypeVar
 
 from statebackend.backend import Checkpoint, JobState
@@ -49,7 +50,7 @@ class TableState:
 
     ``files`` are ordered from oldest to newest; those of level 0 were flushed, the others
     belong to sorted runs that compactions wrote; files of one run do not overlap. Rows with a time
-    below ``watermark`` are dead.
+    (or ttl) below ``watermark`` are dead.
     """
 
     spec: TableSpec
@@ -58,12 +59,19 @@ class TableState:
     files: tuple[SSTableMeta, ...] = ()
 
     def expired(self, watermark: int | None) -> TableState:
-        """Move the watermark and let go of the files that lie wholly below it."""
+        """Move the watermark and let go of the files that lie wholly below it.
+
+        Where rows hide older ones (see `TableSpec.expires_by_row`), only of the oldest: a file that goes before an
+        older one would show again what it hides.
+        """
         marks = [w for w in (watermark, self.watermark) if w is not None]
         if not marks:
             return self
         newest = max(marks)
-        alive = tuple(f for f in self.files if not f.expired(newest))
+        if self.spec.expires_by_row:
+            alive = tuple(f for f in self.files if not f.expired(newest))
+        else:
+            alive = tuple(dropwhile(lambda f: f.expired(newest), self.files))
         return replace(self, watermark=newest, files=alive)
 
 
@@ -272,8 +280,8 @@ class CompactionCommit:
         state = manifest.tables.get(self.table)
         if state is None or manifest.timeline != self.timeline:
             raise CommitConflictError(f"compaction of {self.table!r}: the store was rolled back or replaced")
-        wanted = [f.name for f in self.inputs if not f.expired(state.watermark)]
         names = [f.name for f in state.files]
+        wanted = [f.name for f in self.inputs if f.name in names or not f.expired(state.watermark)]
         at = names.index(wanted[0]) if wanted and wanted[0] in names else 0
         if names[at : at + len(wanted)] != wanted:
             raise CommitConflictError(f"compaction of {self.table!r}: its inputs are no longer in the manifest")

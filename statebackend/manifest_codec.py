@@ -6,8 +6,8 @@
      "writer_id", "attempt_id", "checkpoint_id", "created_ms",
      "low_marks": {owner: sequence},
      "tables": {name: {"schema": bytes of an Arrow IPC schema message, "key": [name], "kind",
-                       "order", "time_field", "aggregation": declaration | nil, "fingerprint",
-                       "watermark", "files": [[field of SSTableMeta, in order]]}},
+                       "order", "time_field", "ttl_field", "aggregation": declaration | nil,
+                       "fingerprint", "watermark", "files": [[field of SSTableMeta, in order]]}},
      "job": {"sources", "watermarks", "committables", "plan"},
      "retained": [[checkpoint_id, manifest_number, created_ms]],
      "savepoints": {name: [object_name, checkpoint_id, created_ms, expires_ms | nil]},
@@ -109,6 +109,7 @@ def _encode_table(state: TableState) -> dict[str, Any]:
         "kind": spec.kind.value,
         "order": spec.order.value,
         "time_field": spec.time_field,
+        "ttl_field": spec.ttl_field,
         "aggregation": spec.aggregation,
         "fingerprint": state.fingerprint,
         "watermark": state.watermark,
@@ -124,6 +125,7 @@ def _decode_table(name: str, value: dict[str, Any]) -> TableState:
         kind=TableKind(value["kind"]),
         order=TableOrder(value["order"]),
         time_field=value["time_field"],
+        ttl_field=value["ttl_field"],
         aggregation=value["aggregation"],
     )
     return TableState(

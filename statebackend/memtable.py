@@ -69,7 +69,7 @@ class FrozenMemTable:
 
     def sorted_pieces(self, layout: TableLayout) -> tuple[Piece, ...]:
         """The pieces in physical order, few and free of duplicates, oldest first."""
-        self.pieces = tuple(_sort_pieces(layout, self.pieces))
+        self.pieces = tuple(_sort_pieces(layout, self.pieces, self.watermark))
         return self.pieces
 
 
@@ -82,6 +82,7 @@ class MemTable:
         self._nbytes = 0
         self._rows_unfolded = 0
         self._rows_folded = 0
+        self._watermark: int | None = None
 
     @property
     def rows(self) -> int:
@@ -98,8 +99,7 @@ class MemTable:
         if not batch.num_rows:
             return
         batch = canonicalise(batch, self._layout.spec.key)
-        times = self._layout.times(batch)
-        self._pieces.append(Piece(batch, None if times is None else int(times.max()), tombstone=tombstone))
+        self._pieces.append(Piece(batch, self._layout.time_max(batch), tombstone=tombstone))
         self._nbytes += batch.nbytes
         self._rows_unfolded += batch.num_rows
         if self._layout.spec.kind is TableKind.AGGREGATE and self._rows_unfolded > max(
@@ -108,7 +108,8 @@ class MemTable:
             self._fold_states()
 
     def expire(self, watermark: int) -> None:
-        """Let go of the pieces that lie wholly below the watermark."""
+        """Let go of the pieces that lie wholly below the watermark; the rows of others go when they are merged."""
+        self._watermark = watermark
         kept = [p for p in self._pieces if p.time_max is None or p.time_max >= watermark]
         if len(kept) != len(self._pieces):
             self._pieces = kept
@@ -125,7 +126,7 @@ class MemTable:
     def sorted_pieces(self) -> tuple[Piece, ...]:
         """The pieces in physical order, few and free of duplicates, oldest first."""
         if any(not p.sorted for p in self._pieces):
-            self._pieces = _sort_pieces(self._layout, self._pieces)
+            self._pieces = _sort_pieces(self._layout, self._pieces, self._watermark)
             self._nbytes = sum(p.batch.nbytes for p in self._pieces)
             self._rows_folded, self._rows_unfolded = sum(p.batch.num_rows for p in self._pieces), 0
         return tuple(self._pieces)
@@ -148,14 +149,13 @@ class MemTable:
         reduced = self._layout.merger.reduce([p.batch.select(names) for p in self._pieces])
         self._pieces = []
         for batch in reduced:
-            times = self._layout.times(batch)
             if batch.num_rows:
-                self._pieces.append(Piece(batch, None if times is None else int(times.max())))
+                self._pieces.append(Piece(batch, self._layout.time_max(batch)))
         self._nbytes = sum(b.nbytes for b in reduced)
         self._rows_folded, self._rows_unfolded = sum(b.num_rows for b in reduced), 0
 
 
-def _sort_pieces(layout: TableLayout, pieces: Sequence[Piece]) -> list[Piece]:
+def _sort_pieces(layout: TableLayout, pieces: Sequence[Piece], watermark: int | None) -> list[Piece]:
     """Sort what is not sorted yet, then merge neighbours of similar size.
 
     Unsorted pieces are the newest. Sizes stay geometric, so n rows are in O(log n) pieces and each is
@@ -164,16 +164,15 @@ def _sort_pieces(layout: TableLayout, pieces: Sequence[Piece]) -> list[Piece]:
     ordered = [p for p in pieces if p.sorted]
     if len(ordered) == len(pieces):
         return ordered
-    ordered.append(_merged(layout, [p for p in pieces if not p.sorted]))
+    ordered.append(_merged(layout, [p for p in pieces if not p.sorted], watermark))
     while len(ordered) > 1 and ordered[-2].batch.num_rows <= 2 * ordered[-1].batch.num_rows:
-        ordered[-2:] = [_merged(layout, ordered[-2:])]
+        ordered[-2:] = [_merged(layout, ordered[-2:], watermark)]
     return ordered
 
 
-def _merged(layout: TableLayout, pieces: Sequence[Piece]) -> Piece:
-    merged = layout.merge([p.to_stored(layout) for p in pieces])
-    times = layout.times(merged)
-    return Piece(merged, None if times is None or not len(times) else int(times.max()), merged, sorted=True)
+def _merged(layout: TableLayout, pieces: Sequence[Piece], watermark: int | None) -> Piece:
+    merged = layout.merge([p.to_stored(layout) for p in pieces], watermark=watermark)
+    return Piece(merged, layout.time_max(merged), merged, sorted=True)
 
 
 def null_row_batch(schema: pa.Schema, keys: pa.RecordBatch) -> pa.RecordBatch:

@@ -17,7 +17,8 @@ Invariants:
   which is right only when no older piece exists.
 * Aggregate: one row of states per key.
 * Append: every row remains, in write order within a key.
-* Rows below ``watermark`` never remain.
+* Rows below ``watermark`` never remain. With ``ttl_field`` in an upsert table that is judged of the newest row
+  of a key, and as long as older pieces may exist a tombstone takes its place.
 """
 
 from __future__ import annotations
@@ -46,9 +47,11 @@ TOMBSTONE_COLUMN = "__tombstone"
 
 Int64s = npt.NDArray[np.int64]
 UInt64s = npt.NDArray[np.uint64]
+Bools = npt.NDArray[np.bool_]
 HashRange: TypeAlias = tuple[int | None, int | None]
 """Partition hashes from the first (None: 0) up to, and without, the second (None: 2**64)."""
 _HASH_MAX = (1 << 64) - 1
+_INT64 = np.iinfo(np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +119,9 @@ class TableLayout:
             )
         if self.spec.order is TableOrder.KEY and batch.column(self.spec.key[0]).null_count:
             raise ValueError(f"table {self.spec.name!r}: null in the key column of order 'key'")
-        if (time := self.spec.time_field) is not None and batch.column(time).null_count:
-            raise ValueError(f"table {self.spec.name!r}: null in the time column {time!r}")
+        if (time := self.spec.expiry_field) is not None and batch.column(time).null_count:
+            role = "time" if time == self.spec.time_field else "ttl"
+            raise ValueError(f"table {self.spec.name!r}: null in the {role} column {time!r}")
 
     def to_user(self, batch: pa.RecordBatch, columns: Sequence[str] | None) -> pa.RecordBatch:
         """The user's columns and types of a stored or canonical batch."""
@@ -129,11 +133,42 @@ class TableLayout:
         """Values of the time column as integers in its own unit, or None without one."""
         return None if self.spec.time_field is None else time_values(batch.column(self.spec.time_field))
 
+    def time_range(self, batch: pa.RecordBatch) -> tuple[int, int] | None:
+        """Least and greatest value by which rows of a stored batch expire; None if rows do not expire.
+
+        Deletions have none: of nothing else, the least is above the greatest.
+        """
+        if self.spec.expiry_field is None:
+            return None
+        column = batch.column(self.spec.expiry_field)
+        times = time_values(column.drop_null() if column.null_count else column)
+        return (int(times.min()), int(times.max())) if len(times) else (_INT64.max, _INT64.min)
+
+    def time_max(self, batch: pa.RecordBatch) -> int | None:
+        """The time above which a watermark makes the whole batch superfluous; None if none does."""
+        span = self.time_range(batch) if batch.num_rows and self.spec.expires_by_row else None
+        return None if span is None else span[1]
+
+    def expired(self, batch: pa.RecordBatch, watermark: int | None) -> Bools:
+        """Which rows of a stored batch are below the watermark; deletions are not."""
+        if watermark is None or self.spec.expiry_field is None:
+            return np.zeros(batch.num_rows, dtype=bool)
+        column = batch.column(self.spec.expiry_field)
+        return time_values(column.fill_null(_INT64.max) if column.null_count else column) < watermark
+
+    def hidden(self, batch: pa.RecordBatch, watermark: int | None) -> Bools:
+        """Which of the newest rows of their keys are not to be seen: deleted or expired. Upsert tables only."""
+        deleted: Bools = batch.column(TOMBSTONE_COLUMN).to_numpy(zero_copy_only=False)
+        return deleted | self.expired(batch, watermark)
+
     def alive(self, batch: pa.RecordBatch, start: int | None, end: int | None) -> pa.RecordBatch:
-        """The rows with ``start <= time < end``; the batch itself when that is all of them."""
-        times = self.times(batch)
-        if times is None or (start is None and end is None) or not len(times):
+        """The rows with ``start <= time < end``; the batch itself when that is all of them.
+
+        And where no row may be judged alone (see `TableSpec.expires_by_row`).
+        """
+        if not self.spec.expires_by_row or (start is None and end is None) or not batch.num_rows:
             return batch
+        times = time_values(batch.column(self.spec.expiry_field))
         low, high = int(times.min()), int(times.max())
         if (start is None or start <= low) and (end is None or high < end):
             return batch
@@ -180,9 +215,25 @@ class TableLayout:
             # The sort is stable, so the last row of each group of equal keys is the newest.
             order = order[np.append(starts[1:], len(order)) - 1]
             if drop_tombstones:
-                dead = batch.column(TOMBSTONE_COLUMN).to_numpy(zero_copy_only=False)[order]
-                order = order[~dead]
-        return batch if _is_identity(order, batch.num_rows) else batch.take(pa.array(order))
+                order = order[~self.hidden(batch, watermark)[order]]
+        merged = batch if _is_identity(order, batch.num_rows) else batch.take(pa.array(order))
+        return merged if drop_tombstones or self.spec.expires_by_row else self._bury_expired(merged, watermark)
+
+    def _bury_expired(self, batch: pa.RecordBatch, watermark: int | None) -> pa.RecordBatch:
+        """Tombstones in place of the expired rows of a merged batch: they hide what older pieces may hold."""
+        if self.spec.ttl_field is None or watermark is None:
+            return batch
+        expired = self.expired(batch, watermark)
+        if not expired.any():
+            return batch
+        kept = pa.array(np.arange(len(expired)), mask=expired)
+        arrays = []
+        for field, column in zip(batch.schema, batch.columns, strict=True):
+            if field.name == TOMBSTONE_COLUMN:
+                arrays.append(pa.array(self.hidden(batch, watermark)))
+            else:
+                arrays.append(column if field.name in (*self.spec.key, HASH_COLUMN) else column.take(kept))
+        return pa.RecordBatch.from_arrays(arrays, schema=self.stored)
 
     def sort_order(self, batch: pa.RecordBatch) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
         """Stable physical order of the rows, and where in it each group of equal keys begins."""

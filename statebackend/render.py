@@ -144,7 +144,8 @@ def schema_table(spec: TableSpec) -> Table:
     table = _table(title, "column", "type", "role", fold=("type",))
     for field in spec.schema:
         role = "key" if field.name in spec.key else ""
-        table.add_row(field.name, str(field.type), "key, time" if field.name == spec.time_field else role)
+        role = {spec.time_field: "key, time", spec.ttl_field: "ttl"}.get(field.name, role)
+        table.add_row(field.name, str(field.type), role)
     return table
 
 
@@ -153,7 +154,8 @@ def files_table(state: TableState) -> Table:
     numbers = ("level", "rows", "bytes")
     table = _table(f"files of {state.spec.name}, oldest first", "file", *numbers, "times", "hashes", right=numbers)
     for f in state.files:
-        times = "-" if f.time_min is None else f"{_in_unit(state, f.time_min)} .. {_in_unit(state, f.time_max)}"
+        timed = f.time_min is not None and f.time_max is not None and f.time_min <= f.time_max
+        times = "-" if not timed else f"{_in_unit(state, f.time_min)} .. {_in_unit(state, f.time_max)}"
         hashes = f"{f.hash_min:016x} .. {f.hash_max:016x}"
         table.add_row(f.name, str(f.level), f"{f.rows:,}", byte_size(f.size), times, hashes)
     return table
@@ -164,12 +166,12 @@ def _watermark(state: TableState) -> str:
 
 
 def _in_unit(state: TableState, value: int | None) -> str:
-    """A value of the table's time column: as a date when it is a timestamp in milliseconds."""
-    if value is None or state.spec.time_field is None:
+    """A value of the column by which the table's rows expire: as a date when it is a timestamp in milliseconds."""
+    if value is None or state.spec.expiry_field is None:
         return "-"
     return (
         _epoch_ms(value)
-        if str(state.spec.schema.field(state.spec.time_field).type).startswith("timestamp[ms")
+        if str(state.spec.schema.field(state.spec.expiry_field).type).startswith("timestamp[ms")
         else str(value)
     )
 

@@ -57,13 +57,13 @@ class SlateTable(BufferedTable):
         self._check_scan(time_range, hash_range, merged=merged)
         start, end = time_range
         snapshot, pieces, watermark = self._view()
-        if watermark is not None and (start is None or start < watermark):
+        if self.spec.expires_by_row and watermark is not None and (start is None or start < watermark):
             start = watermark
         stored = self.codec.rows_of(self._backend.scan(snapshot, *self.codec.range_of(start, end, hash_range)))
         batches = [self.layout.alive(b, start, end) for b in (stored, *(p.to_stored(self.layout) for p in pieces))]
         batches = [self.layout.within(b, hash_range) for b in batches]
         if merged:
-            batches = [self.layout.merge(batches, drop_tombstones=True)]
+            batches = [self.layout.merge(batches, watermark=watermark, drop_tombstones=True)]
         return [self.layout.to_user(b, columns) for b in batches if b.num_rows]
 
     def lookup(self, keys: pa.RecordBatch) -> LookupResult:
@@ -80,7 +80,7 @@ class SlateTable(BufferedTable):
         probes = self._partition_probes(keys, time_range)
         start, end = time_range
         snapshot, pieces, watermark = self._view()
-        if watermark is not None and (start is None or start < watermark):
+        if self.spec.expires_by_row and watermark is not None and (start is None or start < watermark):
             start = watermark
         hashes = np.unique(probes.column(HASH_COLUMN).to_numpy())
         if self.spec.order is TableOrder.TIME:
@@ -89,7 +89,8 @@ class SlateTable(BufferedTable):
             ranges = (self.codec.range_of(None, None, (h, h + 1)) for h in hashes.tolist())
             values = [value for low, high in ranges for value in self._backend.scan(snapshot, low, high)]
         batches = [self.codec.rows_of(values), *(p.to_stored(self.layout) for p in pieces)]
-        rows = self.layout.merge([self.layout.alive(b, start, end) for b in batches], drop_tombstones=True)
+        alive = [self.layout.alive(b, start, end) for b in batches]
+        rows = self.layout.merge(alive, watermark=watermark, drop_tombstones=True)
         return self._matches(rows, probes)
 
     def freeze(self, sequence: int) -> None:

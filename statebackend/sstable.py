@@ -20,7 +20,8 @@ Invariants:
 * A file is written once, complete, under a name that no other bytes ever had.
 * Nothing of a block is decoded before its checksum agreed; the index carries its own checksum, and
   the manifest holds the file's size and the checksum of its tail.
-* Without a time column ``time_min`` and ``time_max`` are zero and mean nothing.
+* ``time_min`` and ``time_max`` are of the column by which rows expire; where there is none they are zero
+  and mean nothing.
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ class SSTableMeta:
     ``size`` and ``tail_bytes`` in bytes; ``tail_checksum`` is xxh3-64 over the last ``tail_bytes``
     bytes, which hold the footer; ``sequence`` orders the flushes of one writer; ``level`` is 0 for
     a flushed file and 1 for a merged one; ``run`` names the sorted run that a merged file is a part
-    of, None for a flushed one. Times are None without a time column.
+    of, None for a flushed one. Times are those by which rows expire (see `TableLayout.time_range`), None if
+    they do not.
     """
 
     name: str
@@ -97,7 +99,7 @@ class SSTableMeta:
         return (start is None or self.time_max >= start) and (end is None or self.time_min < end)
 
     def expired(self, watermark: int | None) -> bool:
-        """Whether every row lies below the watermark."""
+        """Whether every row lies below the watermark, deletions aside."""
         return watermark is not None and self.time_max is not None and self.time_max < watermark
 
 
@@ -127,7 +129,7 @@ class SSTableIndex:
             keep &= self.entries[f"{first}_max"] >= low[0]
         if high is not None:
             keep &= self.entries[f"{first}_min"] <= high[0]
-        if watermark is not None:
+        if watermark is not None and spec.expires_by_row:
             keep &= self.entries["time_max"] >= watermark
         return np.flatnonzero(keep).tolist()
 
@@ -176,7 +178,7 @@ def encode_sstable(
     data = sink.getbuffer()
     tail_start = int(entries[-1]["offset"] + entries[-1]["length"])
     _fill_index(data, tail_start, layout.spec.name, rows.num_rows, entries, reserved)
-    timed = layout.spec.time_field is not None
+    timed = layout.spec.expiry_field is not None
     meta = SSTableMeta(
         name=name,
         level=0 if run is None else 1,
@@ -247,8 +249,7 @@ def _decode_block(name: str, number: int, entry: np.void, data: memoryview, sche
 
 def _entry(layout: TableLayout, block: pa.RecordBatch, offset: int, data: memoryview) -> tuple[int, ...]:
     hashes = block.column(HASH_COLUMN).to_numpy()
-    times = layout.times(block)
-    low, high = (0, 0) if times is None else (int(times.min()), int(times.max()))
+    low, high = layout.time_range(block) or (0, 0)
     digest = envelope.checksum(data)
     return offset, len(data), block.num_rows, digest, int(hashes.min()), int(hashes.max()), low, high
 

@@ -394,7 +394,7 @@ async def _take_over(
 def _check_spec(
     known: TableSpec, layout: TableLayout, wanted: TableSpec, url: str, fingerprint: str | None = None
 ) -> None:
-    for field in ("schema", "key", "kind", "order", "time_field"):
+    for field in ("schema", "key", "kind", "order", "time_field", "ttl_field"):
         old, new = getattr(known, field), getattr(wanted, field)
         if old != new:
             raise SchemaMismatchError(f"{url}: table {known.name!r} has {field} {_show(old)}, asked for {_show(new)}")

@@ -23,7 +23,7 @@ from statebackend.buffered_table import BufferedTable, BufferHost
 from statebackend.cache import BlockReader, BlockSelector
 from statebackend.compaction import KeyRange, plan_ranges
 from statebackend.memtable import FrozenMemTable, Piece
-from statebackend.merge import HASH_COLUMN, TOMBSTONE_COLUMN, HashRange, TableLayout, concat, key_prefixes
+from statebackend.merge import HASH_COLUMN, HashRange, TableLayout, concat, key_prefixes
 from statebackend.probe import candidates, probe
 from statebackend.sstable import SSTableIndex, SSTableMeta
 from statebackend.tables import TableOrder, TableSpec
@@ -76,20 +76,20 @@ class LsmTable(BufferedTable):
         """Live rows with ``start <= time < end``; see `StateTable.scan`."""
         self._check_scan(time_range, hash_range, merged=merged)
         with self._view() as view:
-            start, end = _alive(view, time_range)
+            start, end = self._alive(view, time_range)
             files = [f for f in view.files if f.overlaps(start, end, hash_range)]
             batches = self._read_blocks(files, lambda index: index.overlapping(start, end, hash_range))
         batches += [p.to_stored(self.layout) if merged else p.batch for p in view.pieces]
         batches = [self.layout.within(self.layout.alive(b, start, end), hash_range) for b in batches]
         if merged:
-            batches = [self.layout.merge(batches, drop_tombstones=True)]
+            batches = [self.layout.merge(batches, watermark=view.watermark, drop_tombstones=True)]
         return [self.layout.to_user(b, columns) for b in batches if b.num_rows]
 
     def matches(self, keys: pa.RecordBatch, time_range: tuple[int | None, int | None] = (None, None)) -> Matches:
         """All live rows of the given partition keys; see `StateTable.matches`."""
         probes = self._partition_probes(keys, time_range)
         with self._view(ordered=True) as view:
-            start, end = _alive(view, time_range)
+            start, end = self._alive(view, time_range)
             rows = self._merge_candidates(probes, view, start, end)
         return self._matches(rows, probes)
 
@@ -108,9 +108,8 @@ class LsmTable(BufferedTable):
                 if self._outside(keys, start, end):
                     continue
                 pieces = self._read_blocks(view.files, partial(_in_range, self.spec, keys))
-                rows = self.layout.merge(
-                    [p[keys.select(self.layout.order_columns(p))] for p in (*pieces, memory)], drop_tombstones=True
-                )
+                ranges = [p[keys.select(self.layout.order_columns(p))] for p in (*pieces, memory)]
+                rows = self.layout.merge(ranges, watermark=view.watermark, drop_tombstones=True)
                 rows = self._between(rows, start, end)
                 if rows.num_rows:
                     yield self.layout.to_user(rows, None)
@@ -202,7 +201,14 @@ class LsmTable(BufferedTable):
         pieces = self._read_blocks(files, lambda index: index.holding(hashes, start, end))
         pieces += [p.to_stored(self.layout) for p in view.pieces]
         met = [candidates(self.layout, p, hashes, start, end) for p in pieces]
-        return self.layout.merge(met, drop_tombstones=True)
+        return self.layout.merge(met, watermark=view.watermark, drop_tombstones=True)
+
+    def _alive(self, view: _View, time_range: tuple[int | None, int | None]) -> tuple[int | None, int | None]:
+        """The part of the range that is not below the watermark, unless rows below it hide others."""
+        start, end = time_range
+        if self.spec.expires_by_row and view.watermark is not None and (start is None or start < view.watermark):
+            start = view.watermark
+        return start, end
 
     def _files_newest_first(
         self, probes: pa.RecordBatch, view: _View
@@ -222,9 +228,7 @@ class LsmTable(BufferedTable):
 
     def _lookup_newest(self, probes: pa.RecordBatch, view: _View) -> LookupResult:
         missing = np.arange(probes.num_rows)
-        if view.watermark is not None:
-            times = self.layout.times(probes)
-            assert times is not None
+        if view.watermark is not None and (times := self.layout.times(probes)) is not None:
             missing = missing[times >= view.watermark]
         pieces: list[pa.RecordBatch] = []
         place = np.full(probes.num_rows, -1, dtype=np.int64)
@@ -243,7 +247,7 @@ class LsmTable(BufferedTable):
                 rows_before += int(hit.sum())
                 missing = missing[~hit]
         rows = concat(pieces, self.layout.stored)
-        dead = rows.column(TOMBSTONE_COLUMN).to_numpy(zero_copy_only=False)
+        dead = self.layout.hidden(rows, view.watermark)
         if dead.any():
             place[(place >= 0) & dead[np.maximum(place, 0)]] = -1
         return self._answer(rows, place)
@@ -251,16 +255,8 @@ class LsmTable(BufferedTable):
     def _lookup_states(self, probes: pa.RecordBatch, view: _View) -> LookupResult:
         times = self.layout.times(probes)
         span = (None, None) if times is None or not len(times) else (int(times.min()), int(times.max()) + 1)
-        rows = self._merge_candidates(probes, view, *_alive(view, span))
+        rows = self._merge_candidates(probes, view, *self._alive(view, span))
         return self._answer(rows, probe(self.layout, rows, probes, np.arange(probes.num_rows)))
-
-
-def _alive(view: _View, time_range: tuple[int | None, int | None]) -> tuple[int | None, int | None]:
-    """The part of the range that is not below the watermark."""
-    start, end = time_range
-    if view.watermark is not None and (start is None or start < view.watermark):
-        start = view.watermark
-    return start, end
 
 
 def _in_range(spec: TableSpec, keys: KeyRange, index: SSTableIndex) -> list[int]:

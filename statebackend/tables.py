@@ -5,6 +5,11 @@ The kind says what a second row with the same key means: ``UPSERT`` the last wri
 The order says how rows lie in a file: ``hash`` (point lookups, hash ranges), ``time`` (the time
 column first: windows, timers, joins with a time bound) or ``key`` (bytes of the key in order: prefix
 and range scans).
+
+Rows expire by one column, below the watermark that ``expire`` moves. ``time_field`` is a key column, so
+every row can be judged alone. ``ttl_field`` is not: a newer row of the same key may have another value
+in it, so of an upsert table only the newest row of a key is judged, and an expired one still
+hides the older ones.
 """
 
 from __future__ import annotations
@@ -40,7 +45,9 @@ class TableSpec:
     """Declaration of one table.
 
     ``schema`` holds all columns, the key columns among them. ``time_field`` names the key column
-    (int64 or timestamp) by which rows expire; it is required for ``TableOrder.TIME``.
+    (int64 or timestamp) by which rows expire; it is required for ``TableOrder.TIME``. ``ttl_field``
+    names a column outside of the key (int64 or timestamp, never null) by which rows expire instead: the
+    time of a row's end for ``expire(now)``, or of its last change for ``expire(now - ttl)``.
     ``aggregation`` is the declaration of an `Aggregation` (see ``accumulators.py``), for aggregate
     tables only.
     """
@@ -51,6 +58,7 @@ class TableSpec:
     kind: TableKind
     order: TableOrder = TableOrder.HASH
     time_field: str | None = None
+    ttl_field: str | None = None
     aggregation: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -59,16 +67,12 @@ class TableSpec:
         names = self.schema.names
         if len(set(names)) != len(names):
             raise ValueError(f"table {self.name!r}: duplicate column names in {names}")
-        if missing := [k for k in (*self.key, *([self.time_field] if self.time_field else [])) if k not in names]:
+        named = (*self.key, *(f for f in (self.time_field, self.ttl_field) if f is not None))
+        if missing := [k for k in named if k not in names]:
             raise ValueError(f"table {self.name!r}: no column {missing} among {names}")
         if not self.key:
             raise ValueError(f"table {self.name!r}: a table needs at least one key column")
-        if self.time_field is not None:
-            if self.time_field not in self.key:
-                raise ValueError(f"table {self.name!r}: time_field {self.time_field!r} must be a key column")
-            kind = self.schema.field(self.time_field).type
-            if not (pa.types.is_int64(kind) or pa.types.is_timestamp(kind)):
-                raise ValueError(f"table {self.name!r}: time_field must be int64 or timestamp, not {kind}")
+        self._check_expiry()
         if self.order is TableOrder.TIME and self.time_field is None:
             raise ValueError(f"table {self.name!r}: order 'time' needs a time_field")
         if self.order is TableOrder.KEY:
@@ -81,3 +85,34 @@ class TableSpec:
             raise ValueError(f"table {self.name!r}: an aggregation is declared for kind 'aggregate', and only there")
         if reserved := [n for n in names if n.startswith("__")]:
             raise ValueError(f"table {self.name!r}: column names {reserved} are reserved")
+
+    @property
+    def expiry_field(self) -> str | None:
+        """The column by which rows expire: ``time_field`` or ``ttl_field``."""
+        return self.time_field if self.time_field is not None else self.ttl_field
+
+    @property
+    def expires_by_row(self) -> bool:
+        """Whether any row below the watermark may go, whatever other rows there are.
+
+        Not so with ``ttl_field`` in an upsert table: there a row that is gone would show an older one.
+        """
+        return self.time_field is not None or (self.ttl_field is not None and self.kind is not TableKind.UPSERT)
+
+    def _check_expiry(self) -> None:
+        if self.time_field is not None and self.ttl_field is not None:
+            raise ValueError(f"table {self.name!r}: rows expire by time_field or by ttl_field, not by both")
+        if self.time_field is not None and self.time_field not in self.key:
+            raise ValueError(f"table {self.name!r}: time_field {self.time_field!r} must be a key column")
+        if self.ttl_field is not None and self.ttl_field in self.key:
+            raise ValueError(f"table {self.name!r}: ttl_field {self.ttl_field!r} is a key column: use time_field")
+        if self.ttl_field is not None and self.kind is TableKind.AGGREGATE:
+            raise ValueError(
+                f"table {self.name!r}: partial states have no ttl_field, for merging loses it: "
+                "put a time into the key and name it as time_field"
+            )
+        if (field := self.expiry_field) is not None:
+            kind = self.schema.field(field).type
+            if not (pa.types.is_int64(kind) or pa.types.is_timestamp(kind)):
+                role = "time_field" if field == self.time_field else "ttl_field"
+                raise ValueError(f"table {self.name!r}: {role} must be int64 or timestamp, not {kind}")

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from statebackend.errors import CorruptionError, StateStoreError
 from statebackend.keys import Hasher
@@ -103,8 +101,9 @@ async def _verify_file(objects: ObjectStore, state: TableState, meta: SSTableMet
         if any((c[order] != c).any() for c in columns) or (ends and first < ends[-1]):
             raise CorruptionError(f"{where} is not sorted")
         ends += [first, last]
-        _check_range(where, "hashes", hashes, (entry["hash_min"], entry["hash_max"]), (meta.hash_min, meta.hash_max))
-        if (times := layout.times(block)) is not None:
+        span = int(hashes.min()), int(hashes.max())
+        _check_range(where, "hashes", span, (entry["hash_min"], entry["hash_max"]), (meta.hash_min, meta.hash_max))
+        if (times := layout.time_range(block)) is not None:
             _check_range(where, "times", times, (entry["time_min"], entry["time_max"]), (meta.time_min, meta.time_max))
     if rows != meta.rows:
         raise CorruptionError(f"{meta.name}: holds {rows} rows, the manifest says {meta.rows}")
@@ -114,12 +113,12 @@ async def _verify_file(objects: ObjectStore, state: TableState, meta: SSTableMet
 def _check_range(
     where: str,
     what: str,
-    values: npt.NDArray[Any],
+    found: tuple[int, int],
     block: tuple[int, int],
     file: tuple[int | None, int | None],
 ) -> None:
     """The index states the exact range of a block; the manifest one that holds it."""
-    low, high = int(values.min()), int(values.max())
+    low, high = found
     if (low, high) != (int(block[0]), int(block[1])):
         raise CorruptionError(f"{where}: {what} are {low} .. {high}, the index says {block[0]} .. {block[1]}")
     if file[0] is None or file[1] is None or low < file[0] or high > file[1]:

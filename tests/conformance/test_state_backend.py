@@ -34,6 +34,13 @@ from tests.conformance.conftest import Place
 from tests.support.stores import KV, LOG, job
 
 Open = Callable[[], StateBackend]
+TTL = TableSpec(
+    name="ttl",
+    schema=pa.schema([("key", pa.string()), ("until", pa.timestamp("ms")), ("value", pa.int64())]),
+    key=("key",),
+    kind=TableKind.UPSERT,
+    ttl_field="until",
+)
 INPUT = pa.schema([("window", pa.int64()), ("key", pa.string()), ("value", pa.float64())])
 AGGREGATION = Aggregation.compile(
     INPUT,
@@ -387,6 +394,95 @@ def test_the_watermark_recovers_with_its_checkpoint(open_again: Open) -> None:
     again = open_again().table(LOG)
     assert again.watermark is None
     assert rows(again.scan()) == [(1, "a"), (2, "b")]
+
+
+def held(*triples: tuple[str, int, int]) -> pa.RecordBatch:
+    return pa.record_batch([pa.array(c, f.type) for c, f in zip(zip(*triples, strict=True), TTL.schema, strict=True)],
+                           schema=TTL.schema)  # fmt: skip
+
+
+def seen(table: Any, *names: str) -> dict[str, int]:
+    """What is found of these keys, by lookup; a scan must show the same."""
+    found = table.lookup(keys(*names))
+    hits = {
+        n: v for n, v, hit in zip(names, found.batch["value"].to_pylist(), found.hit.to_pylist(), strict=True) if hit
+    }
+    assert dict(rows(table.scan(columns=["key", "value"]))) == hits
+    assert {r["key"]: r["value"] for r in table.matches(keys(*names)).batch.to_pylist()} == hits
+    return hits
+
+
+@pytest.mark.parametrize("commits", [(), (0,), (1,), (0, 1, 2), (0, 2)])
+def test_a_key_whose_newest_row_is_expired_is_gone_with_its_older_rows(
+    open_again: Open, commits: tuple[int, ...]
+) -> None:
+    backend = open_again()
+    table = backend.table(TTL)
+    steps = [held(("a", 100, 1), ("b", 5, 1), ("c", 5, 1)), held(("a", 5, 2), ("b", 100, 2))]
+    for step, batch in enumerate(steps):
+        table.write(batch)
+        if step in commits:
+            commit(backend)
+    assert seen(table, "a", "b", "c", "d") == {"a": 2, "b": 2, "c": 1}
+    table.expire(10)
+    assert seen(table, "a", "b", "c", "d") == {"b": 2}
+    if 2 in commits:
+        commit(backend)
+    table.write(held(("c", 10, 3), ("d", 9, 3)))  # a row at the watermark lives, one below is dead at once
+    for _ in range(4):  # more files than an LSM store leaves unmerged
+        table.write(held(("z", 9, 0)))
+        commit(backend)
+    assert seen(table, "a", "b", "c", "d") == {"b": 2, "c": 3}
+    again = open_again().table(TTL)
+    assert again.watermark == 10
+    assert seen(again, "a", "b", "c", "d") == {"b": 2, "c": 3}
+    again.expire(50)
+    assert seen(again, "a", "b", "c", "d") == {"b": 2}
+    again.delete(keys("b"))
+    assert seen(again, "a", "b", "c", "d") == {}
+
+
+def test_what_expires_by_ttl_after_the_barrier_is_there_again_after_a_crash(open_again: Open) -> None:
+    backend = open_again()
+    table = backend.table(TTL)
+    for until in (5, 7):
+        table.write(held(("a", until, until), ("b", 100, 1)))
+        commit(backend)
+    table.expire(50)
+    table.write(held(("c", 60, 1)))
+    assert seen(table, "a", "b", "c") == {"b": 1, "c": 1}
+    again = open_again().table(TTL)
+    assert again.watermark is None
+    assert seen(again, "a", "b", "c") == {"a": 7, "b": 1}
+
+
+def test_every_row_of_an_append_table_expires_by_its_own_ttl(open_again: Open) -> None:
+    backend = open_again()
+    spec = TableSpec(
+        name="list",
+        schema=pa.schema([("key", pa.string()), ("until", pa.int64())]),
+        key=("key",),
+        kind=TableKind.APPEND,
+        ttl_field="until",
+    )
+    table = backend.table(spec)
+    for until in (1, 9, 2, 8, 3, 7):
+        table.write(pa.record_batch({"key": ["a", "b"], "until": [until, until]}, schema=spec.schema))
+        if until % 2:
+            commit(backend)
+    table.expire(4)
+    want = [("a", 9), ("a", 8), ("a", 7), ("b", 9), ("b", 8), ("b", 7)]
+    assert sorted(rows(table.scan()), key=lambda r: r[0]) == want
+    commit(backend)
+    again = open_again().table(spec)
+    assert sorted(rows(again.scan()), key=lambda r: r[0]) == want
+
+
+def test_a_row_without_a_ttl_is_refused(open_again: Open) -> None:
+    table = open_again().table(TTL)
+    with pytest.raises(ValueError, match="null in the ttl column 'until'"):
+        table.write(pa.record_batch({"key": ["a"], "until": [None], "value": [1]}, schema=TTL.schema))
+    assert rows(table.scan()) == []
 
 
 def test_an_append_table_keeps_equal_rows_in_write_order(open_again: Open) -> None:

@@ -32,6 +32,11 @@ def spec(kind: TableKind, order: TableOrder) -> TableSpec:
 
 UPSERTS = [spec(TableKind.UPSERT, order) for order in (TableOrder.HASH, TableOrder.TIME)]
 APPENDS = [spec(TableKind.APPEND, order) for order in (TableOrder.HASH, TableOrder.TIME)]
+TTL_UPSERTS, TTL_APPENDS = (
+    TableSpec(name=f"ttl-{kind}", schema=UPSERTS[0].schema, key=("key",), kind=kind, ttl_field="at")
+    for kind in (TableKind.UPSERT, TableKind.APPEND)
+)
+TABLES = (*UPSERTS, *APPENDS, TTL_UPSERTS, TTL_APPENDS)
 ROWS = st.lists(st.tuples(KEYS, TIMES, st.integers(0, 999)), min_size=1, max_size=8)
 
 
@@ -50,10 +55,11 @@ class StoreMachine(RuleBasedStateMachine):
     def empty(self) -> None:
         self.upserts: dict[tuple[str | None, int], int] = {}
         self.appends: list[tuple[str | None, int, int]] = []
+        self.newest: dict[str | None, tuple[int, int]] = {}
         self.watermark: int | None = None
 
     def copy(self) -> tuple[Any, ...]:
-        return dict(self.upserts), list(self.appends), self.watermark
+        return dict(self.upserts), list(self.appends), dict(self.newest), self.watermark
 
     @initialize(bits=st.sampled_from([0, 2, 64]), l0=st.integers(1, 4), block=st.sampled_from([1, 3, 64]))
     def begin(self, bits: int, l0: int, block: int) -> None:
@@ -74,35 +80,44 @@ class StoreMachine(RuleBasedStateMachine):
             rng=random.Random(self.openings),
             hasher=self.hasher,
         )
-        upserts, appends, self.watermark = self.committed
-        self.upserts, self.appends = dict(upserts), list(appends)
+        upserts, appends, newest, self.watermark = self.committed
+        self.upserts, self.appends, self.newest = dict(upserts), list(appends), dict(newest)
         restored = self.store.restored
         assert (int(restored.checkpoint_id) if restored else 0) == self.checkpoint_id
 
     @rule(rows=ROWS)
     def write(self, rows: list[tuple[str | None, int, int]]) -> None:
-        for table in (*UPSERTS, *APPENDS):
+        for table in TABLES:
             self.table(table).write(pa.record_batch(list(zip(*rows, strict=True)), schema=table.schema))
         for key, at, value in rows:
+            self.newest[key] = at, value
             if self.alive(at):
                 self.upserts[key, at] = value
                 self.appends.append((key, at, value))
+        self.forget_expired()
 
     @rule(rows=st.lists(st.tuples(KEYS, TIMES), min_size=1, max_size=5))
     def delete(self, rows: list[tuple[str | None, int]]) -> None:
         for table in UPSERTS:
             keys = pa.record_batch(list(zip(*rows, strict=True)), schema=pa.schema(list(table.schema)[:2]))
             self.table(table).delete(keys)
+        self.table(TTL_UPSERTS).delete(pa.record_batch({"key": pa.array([key for key, _ in rows], pa.string())}))
         for row in rows:
             self.upserts.pop(row, None)
+            self.newest.pop(row[0], None)
 
     @rule(before=TIMES)
     def expire(self, before: int) -> None:
-        for table in (*UPSERTS, *APPENDS):
+        for table in TABLES:
             self.table(table).expire(before)
         self.watermark = before if self.watermark is None else max(before, self.watermark)
+        self.forget_expired()
+
+    def forget_expired(self) -> None:
+        """Where the time is not in the key, a newest row that is expired takes the older ones with it."""
         self.upserts = {k: v for k, v in self.upserts.items() if self.alive(k[1])}
         self.appends = [r for r in self.appends if self.alive(r[1])]
+        self.newest = {k: v for k, v in self.newest.items() if self.alive(v[0])}
 
     @rule()
     def checkpoint(self) -> None:
@@ -118,6 +133,9 @@ class StoreMachine(RuleBasedStateMachine):
             found = self.table(table).lookup(keys)
             assert found.batch.column("value").to_pylist() == [self.upserts.get(p) for p in probes]
             assert found.hit.to_pylist() == [p in self.upserts for p in probes]
+        found = self.table(TTL_UPSERTS).lookup(pa.record_batch({"key": pa.array([k for k, _ in probes], pa.string())}))
+        assert found.batch.column("value").to_pylist() == [self.newest.get(k, (0, None))[1] for k, _ in probes]
+        assert found.hit.to_pylist() == [k in self.newest for k, _ in probes]
 
     @rule(probes=st.lists(KEYS, min_size=1, max_size=6), start=st.none() | TIMES, end=st.none() | TIMES)
     def match(self, probes: list[str | None], start: int | None, end: int | None) -> None:
@@ -148,11 +166,14 @@ class StoreMachine(RuleBasedStateMachine):
             return
         for table in UPSERTS:
             assert self.scan(table) == sorted(((*k, v) for k, v in self.upserts.items()), key=str)
-        for table in APPENDS:
+        assert self.scan(TTL_UPSERTS) == sorted(((k, *v) for k, v in self.newest.items()), key=str)
+        for table in (*APPENDS, TTL_APPENDS):
+            key_columns = len(table.key)
             found = [tuple(r.values()) for b in self.table(table).scan() for r in b.to_pylist()]
             assert sorted(found, key=str) == sorted(self.appends, key=str)
-            for key in {r[:2] for r in found}:
-                assert [r for r in found if r[:2] == key] == [r for r in self.appends if r[:2] == key]
+            for key in {r[:key_columns] for r in found}:
+                wanted = [r for r in self.appends if r[:key_columns] == key]
+                assert [r for r in found if r[:key_columns] == key] == wanted
 
     def teardown(self) -> None:
         if self.store is not None:

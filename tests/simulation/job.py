@@ -9,7 +9,7 @@ expires the old. All tables and the position of the source are cut together.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -49,7 +49,14 @@ SEEN = _spec(
     ("key", "at"),
     time_field="at",
 )
-TABLES = (BALANCES, COUNTER, KEYS, LOG, SEEN)
+LEASES = _spec(
+    "leases",
+    TableKind.UPSERT,
+    {"key": pa.int64(), "until": pa.int64(), "value": pa.int64()},
+    ("key",),
+    ttl_field="until",
+)
+TABLES = (BALANCES, COUNTER, KEYS, LEASES, LOG, SEEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +72,7 @@ class Event:
     seen: tuple[tuple[int, int], ...]  # key, at
     forgotten: tuple[tuple[int, int], ...]
     expires: int | None
+    leases: tuple[tuple[int, int], ...]  # key, until
 
 
 @cache
@@ -84,6 +92,8 @@ def event(at: int) -> Event:
         seen=tuple(dict.fromkeys(times[:3])),
         forgotten=tuple(times[3:]) if rng.random() < 0.5 else (),
         expires=at - KEPT if at % 3 == 2 and at > KEPT else None,
+        # A later lease may end before an earlier one of the same key, which it must hide for ever.
+        leases=tuple((key, at + rng.choice([-KEPT, -3, 0, 50])) for key in rng.sample(range(5), 2)),
     )
 
 
@@ -96,10 +106,19 @@ class State:
     keys: dict[str, tuple[int, str]] = field(default_factory=dict)
     log: list[tuple[int, str]] = field(default_factory=list)
     seen: dict[tuple[int, int], int] = field(default_factory=dict)
-    watermark: int = -1
+    leases: dict[int, tuple[int, int]] = field(default_factory=dict)
+    watermark: int = -1000
 
     def after(self, e: Event) -> State:
-        new = State(e.at + 1, dict(self.balances), dict(self.keys), list(self.log), dict(self.seen), self.watermark)
+        new = replace(
+            self,
+            position=e.at + 1,
+            balances=dict(self.balances),
+            keys=dict(self.keys),
+            log=list(self.log),
+            seen=dict(self.seen),
+        )
+        new.leases = self.leases | {key: (until, e.at) for key, until in e.leases}
         new.balances[e.source] -= e.amount
         new.balances[e.target] += e.amount
         if e.at == 0:
@@ -115,6 +134,7 @@ class State:
             new.watermark = max(new.watermark, e.expires)
         new.log = [row for row in new.log if row[0] >= new.watermark]
         new.seen = {row: value for row, value in new.seen.items() if row[1] >= new.watermark}
+        new.leases = {key: lease for key, lease in new.leases.items() if lease[0] >= new.watermark}
         return new
 
     def tables(self) -> dict[str, list[tuple[Any, ...]]]:
@@ -123,6 +143,7 @@ class State:
             "balances": sorted(self.balances.items()) if began else [],
             "counter": [("events", self.position)] if began else [],
             "keys": sorted((key, *value) for key, value in self.keys.items()),
+            "leases": sorted((key, *lease) for key, lease in self.leases.items()),
             "log": sorted(self.log),
             "seen": sorted((*row, value) for row, value in self.seen.items()),
         }
@@ -152,9 +173,12 @@ def apply_event(store: StateStore, at: int) -> None:
         keys.delete(pa.record_batch({"key": pa.array(e.deletes, pa.string())}))
     log.write(_rows(LOG, [(at, f"event {at}"), (at, "again")]))
     seen.write(_rows(SEEN, [(*row, at) for row in e.seen]))
+    leases = store.table(LEASES)
+    leases.write(_rows(LEASES, [(key, until, at) for key, until in e.leases]))
     if e.forgotten:
         seen.delete(_rows(SEEN, list(e.forgotten), key_only=True))
     if e.expires is not None:
+        leases.expire(e.expires)
         log.expire(e.expires)
         seen.expire(e.expires)
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 from unittest import mock
 
+import pyarrow as pa
 import pytest
 
 from statebackend import compactor, flusher, garbage_collector, manifest, manifest_store
@@ -98,6 +99,17 @@ def expired_row_resurrected_by_a_merge() -> Any:
     return mock.patch.object(manifest.CompactionCommit, "apply", puts_back_the_table)
 
 
+def expired_row_dropped_with_an_older_one_below() -> Any:
+    """By ttl every row is judged alone, so that a merge lets go of the one that hides an older one."""
+    merge = compactor._merge_pieces
+
+    def merges(layout: Any, pieces: Any, plan: Any) -> Any:
+        alive = [p.filter(pa.array(~layout.expired(p, plan.watermark))) for p in pieces]
+        return merge(layout, alive if layout.spec.ttl_field is not None else pieces, plan)
+
+    return mock.patch.object(compactor, "_merge_pieces", merges)
+
+
 def merge_by_the_live_watermark() -> Any:
     run = compactor.Compactor._run
 
@@ -167,6 +179,11 @@ BUGS: dict[str, tuple[Bug, str, range]] = {
     ),
     "a tombstone is dropped too early": (tombstone_dropped_too_early, "table", range(50)),
     "a merge brings expired rows back": (expired_row_resurrected_by_a_merge, "extra", range(50)),
+    "a merge brings a row back that an expired one hid": (
+        expired_row_dropped_with_an_older_one_below,
+        "table leases",
+        range(100),
+    ),
     "a merge drops by the live watermark": (merge_by_the_live_watermark, "missing", range(50, 250)),
     "the collector ignores the low mark": (collector_without_the_low_mark, "do not exist", range(100)),
     "an early flush is below the low mark": (early_flush_below_the_low_mark, "missing", range(200)),

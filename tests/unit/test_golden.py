@@ -40,6 +40,13 @@ APPENDS = TableSpec(
     order=TableOrder.TIME,
     time_field="at",
 )
+LEASES = TableSpec(
+    name="leases",
+    schema=pa.schema([("id", pa.int64()), ("until", pa.timestamp("ms")), ("holder", pa.string())]),
+    key=("id",),
+    kind=TableKind.UPSERT,
+    ttl_field="until",
+)
 JOB = JobState(
     sources={"source": {"file": "x.parquet", "row": 7}},
     watermarks={"source": -1},
@@ -80,6 +87,10 @@ def write_golden(directory: Path) -> None:
         log = store.table(APPENDS)
         log.write(pa.record_batch([[5, 5, 1], ["b", "b", "old"]], schema=APPENDS.schema))
         log.expire(2)
+        leases = store.table(LEASES)
+        leases.write(pa.record_batch([[1, 2], [9, 9], ["x", "y"]], schema=LEASES.schema))
+        leases.write(pa.record_batch([[1], [4], ["z"]], schema=LEASES.schema))
+        leases.expire(5)
         store.checkpoint(JOB).result()
     create_savepoint(str(directory), "first")
 
@@ -106,6 +117,7 @@ def test_a_store_of_an_older_version_is_read_and_continued(golden: Path, tmp_pat
             assert [r[0] for r in rows(store.table(UPSERTS).scan())] == [1, 3]
             assert rows(store.table(APPENDS).scan()) == [(5, "b"), (5, "b")]
             assert store.table(APPENDS).watermark == 2
+            assert [(r[0], r[2]) for r in rows(store.table(LEASES).scan())] == [(2, "y")]
             final = of.merger.final(store.table(states(of)).scan())
             found = {(r["window"].minute, r["key"]): (r["n"], r["mean"]) for b in final for r in b.to_pylist()}
             assert found[0, "a"] == (2, 2.5)

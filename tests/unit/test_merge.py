@@ -27,7 +27,7 @@ def layout(kind: TableKind, order: TableOrder = TableOrder.HASH, bits: int = 64,
 
 
 def piece(
-    of: TableLayout, rows: list[tuple[str | None, int, int | None]], *, tombstone: bool = False
+    of: TableLayout, rows: list[tuple[str | None, int | None, int | None]], *, tombstone: bool = False
 ) -> pa.RecordBatch:
     columns = list(zip(*rows, strict=True)) if rows else [[], [], []]
     return of.to_stored(canonicalise(pa.record_batch(columns, schema=SCHEMA)), tombstone=tombstone)
@@ -82,6 +82,19 @@ def test_rows_below_the_watermark_never_remain() -> None:
     of = layout(TableKind.APPEND, TableOrder.TIME)
     merged = of.merge([piece(of, [("a", 1, 1), ("a", 5, 2)]), piece(of, [("b", -3, 3), ("b", 7, 4)])], watermark=5)
     assert rows_of(merged) == [("a", 5, 2), ("b", 7, 4)]
+
+
+def test_an_expired_winner_hides_older_rows_until_nothing_older_exists() -> None:
+    spec = TableSpec(name="t", schema=SCHEMA, key=("key",), kind=TableKind.UPSERT, ttl_field="at")
+    of = TableLayout.of(spec, Hasher(), {})
+    pieces = [piece(of, [("a", 9, 1), ("b", 1, 1), ("c", 9, 1)]), piece(of, [("a", 1, 2), ("b", 9, 2)])]
+    merged = of.merge([*pieces, piece(of, [("c", None, None)], tombstone=True)], watermark=5)
+    by_key = {r["key"]: (r["at"], r["value"], r["__tombstone"]) for r in merged.to_pylist()}
+    assert by_key == {"a": (None, None, True), "b": (9, 2, False), "c": (None, None, True)}
+    assert of.merge([merged], watermark=5).equals(merged)
+    assert sorted(rows_of(of.merge(pieces, watermark=5, drop_tombstones=True))) == [("b", 9, 2), ("c", 9, 1)]
+    assert of.time_range(merged) == (9, 9)
+    assert of.time_max(merged) is None
 
 
 def test_merging_sorts_by_time_first_or_by_hash_first() -> None:
