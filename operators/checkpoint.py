@@ -35,7 +35,7 @@ from statebackend import (
     StorageUnavailableError,
 )
 
-__all__ = ["CheckpointCoordinator", "Hook"]
+__all__ = ["CheckpointCoordinator", "Hook", "Trigger"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,9 @@ Hook = Callable[[str], None]
 On the job's thread: ``barrier``, ``drained``, ``prepared``, ``handed_over``. On the publisher's:
 ``committed``, ``published``.
 """
+
+Trigger = Callable[[], bool]
+"""Whether a checkpoint is to be cut at this point of the input; called on the job's thread."""
 
 _PASSING = (StorageUnavailableError, CommitUnknownError, OSError)
 _STATS_MAX = 10_000  # of a job that runs for ever, the newest are kept
@@ -68,8 +71,9 @@ class CheckpointCoordinator:
     """Decides when, and carries out. All methods belong to the job's thread.
 
     ``requests``: checkpoints on demand, appended by any thread, answered here. ``interval_s`` None:
-    only on demand and at the end. ``tolerable_failures``: how many checkpoints in a row may fail
-    before the job does.
+    only on demand and at the end. ``trigger``: asked after every round of batches; where it is true a checkpoint
+    is cut right there, as soon as the one before is committed and published. ``tolerable_failures``: how many
+    checkpoints in a row may fail before the job does.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class CheckpointCoordinator:
         requests: deque[Future[Checkpoint]],
         interval_s: float | None,
         tolerable_failures: int,
+        trigger: Trigger | None = None,
         hook: Hook | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -90,6 +95,7 @@ class CheckpointCoordinator:
         self._requests = requests
         self._interval_s = interval_s
         self._tolerable_failures = tolerable_failures
+        self._trigger = trigger
         self._hook: Hook = hook or (lambda _: None)
         self._clock = clock
         self._publisher = ThreadPoolExecutor(1, thread_name_prefix="publish")
@@ -114,7 +120,10 @@ class CheckpointCoordinator:
             self._settle()
         if self._publishing is not None and self._publishing.published.done():
             self._settle_publication()
-        if self._running is None and self._publishing is None and self._is_due():
+        if self._trigger is not None and self._trigger():
+            self._wait()
+            self._barrier(final=False)
+        elif self._running is None and self._publishing is None and self._is_due():
             self._barrier(final=False)
 
     def finish(self, *, final: bool) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from datafusion import AggregateUDF
 
-from operators.checkpoint import Hook
+from operators.checkpoint import Hook, Trigger
 from operators.errors import SchemaError
 from operators.graph import Graph, Port, SourceNode, derived_id
 from operators.job import Job, JobSettings, ProgressCallback
@@ -35,6 +35,8 @@ class StreamContext:
         state: URL or path of the state store, a `StateBackend` (which stays open), or None to keep the
             state in memory.
         checkpoint_interval: seconds or a timedelta between checkpoints; None: on demand and at the end.
+        checkpoint_trigger: asked between batches, on the job's thread; where it is true a checkpoint is taken
+            right there, besides the interval, and the job waits until the one before is committed.
         tolerable_checkpoint_failures: so many may fail in a row before the job does.
         worker_threads: threads that aggregate while the job reads; the number of cores, at most 4.
         accept_plan_changes: restore although operators were added or removed (see `JobMismatchError`).
@@ -50,6 +52,7 @@ class StreamContext:
         *,
         state: str | os.PathLike[str] | StateBackend | None = None,
         checkpoint_interval: float | timedelta | None = 1.0,
+        checkpoint_trigger: Trigger | None = None,
         tolerable_checkpoint_failures: int = 3,
         worker_threads: int | None = None,
         accept_plan_changes: bool = False,
@@ -68,6 +71,7 @@ class StreamContext:
         threads = {} if worker_threads is None else {"worker_threads": worker_threads}
         self._settings = JobSettings(
             checkpoint_interval_s=interval,
+            checkpoint_trigger=checkpoint_trigger,
             tolerable_checkpoint_failures=tolerable_checkpoint_failures,
             accept_plan_changes=accept_plan_changes,
             handle_signals=handle_signals,

@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from operators.checkpoint import CheckpointCoordinator, Hook
+from operators.checkpoint import CheckpointCoordinator, Hook, Trigger
 from operators.graph import Node, SinkNode, SourceNode, describe_plan
 from operators.pipeline import Pipeline, SourceDriver, build_pipeline
 from operators.plan_check import check_plan
@@ -44,6 +44,7 @@ class JobSettings:
 
     ``checkpoint_interval_s``: seconds between checkpoints, None for none but those on demand and
     at the end; shorter ones replay less after a crash and write more small files.
+    ``checkpoint_trigger``: takes a checkpoint at exact points of the input, besides the interval.
     ``tolerable_checkpoint_failures``: so many may fail in a row before the job does.
     ``worker_threads``: threads that aggregate while the job reads.
     ``accept_plan_changes``: restore although operators were added or removed since the checkpoint.
@@ -52,6 +53,7 @@ class JobSettings:
     """
 
     checkpoint_interval_s: float | None = 1.0
+    checkpoint_trigger: Trigger | None = None
     tolerable_checkpoint_failures: int = 3
     worker_threads: int = field(default_factory=lambda: max(1, min(4, os.cpu_count() or 1)))
     accept_plan_changes: bool = False
@@ -182,6 +184,7 @@ class Job:
             requests=self._requests,
             interval_s=settings.checkpoint_interval_s,
             tolerable_failures=settings.tolerable_checkpoint_failures,
+            trigger=settings.checkpoint_trigger,
             hook=settings.hook,
         )
         stack.callback(coordinator.close)

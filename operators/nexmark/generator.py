@@ -29,7 +29,6 @@ __all__ = ["generate"]
 _PERSONS, _AUCTIONS = 1, 3  # of each GROUP
 _FIRST_ID = 1000
 _FIRST_CATEGORY, _CATEGORIES = 10, 5
-_EVENTS_PER_MS = 10
 _ID_LEAD = 10  # ids of persons and auctions that are yet to come may be used
 _HOT_EVERY = 100
 _HOT_AUCTIONS, _HOT_BIDDERS, _HOT_SELLERS, _HOT_CHANNELS = 2, 4, 4, 2  # all but one in so many are hot
@@ -90,7 +89,8 @@ class _Events:
         self.seed = config.seed
         self.places = places
         self.draws = Draws(config.seed, numbers)
-        self.times = config.base_time_ms + numbers // _EVENTS_PER_MS
+        self.rate = config.events_per_second
+        self.times = config.base_time_ms + numbers * 1000 // self.rate
         group, within = np.divmod(numbers, GROUP)
         self.last_person: Int64Array = group * _PERSONS + np.minimum(within, _PERSONS - 1)
         """Person ids so far, from 0; of a person its own."""
@@ -99,6 +99,7 @@ class _Events:
         """Likewise of auctions."""
 
     def common(self) -> _Columns:
+        """The columns of every kind."""
         return {SEQ: lambda: pa.array(self.places), EVENT_TIME: lambda: _timestamps(self.times)}
 
     def price(self, lane: int) -> Int64Array:
@@ -166,7 +167,7 @@ def _auctions(events: _Events) -> _Columns:
     item = lru_cache(1)(lambda: events.text(20, 2))
     description = lru_cache(1)(lambda: events.text(100, 4))
     # As long on average as it takes to fill the auctions in flight.
-    horizon_ms = _AUCTIONS_IN_FLIGHT * GROUP // _AUCTIONS // _EVENTS_PER_MS
+    horizon_ms = max(1, _AUCTIONS_IN_FLIGHT * GROUP // _AUCTIONS * 1000 // events.rate)
     return {
         **events.common(),
         "id": lambda: pa.array(_FIRST_ID + events.last_auction),

@@ -85,7 +85,7 @@ SCHEMAS = MappingProxyType(
 class NexmarkConfig:
     """What determines every event.
 
-    ``base_time_ms``: epoch ms of event 0; ten events come in a millisecond.
+    ``base_time_ms``: epoch ms of event 0. ``events_per_second``: of event time.
     ``disorder_events``: each so many consecutive events change places (by a fixed permutation, the
     suite's ``outOfOrderGroupSize``); 1 leaves them in the order of their times. ``seq`` is always the place
     in the stream.
@@ -93,9 +93,12 @@ class NexmarkConfig:
 
     seed: int = 0
     base_time_ms: int = BASE_TIME_MS
+    events_per_second: int = 10_000
     disorder_events: int = 1
 
     def __post_init__(self) -> None:
+        if self.events_per_second < 1:
+            raise ValueError(f"events_per_second must be at least 1, not {self.events_per_second}")
         if self.disorder_events < 1 or self.disorder_events % DISORDER_STRIDE == 0:
             raise ValueError(
                 f"disorder_events must be at least 1 and no multiple of {DISORDER_STRIDE}, not {self.disorder_events}"

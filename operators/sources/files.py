@@ -1,4 +1,4 @@
-"""A bounded set of input files in name order, and a position within it.
+"""A bounded set of input files in one order, by name unless it is set, and a position within it.
 
 The set is listed once. Each file has an identity: its size and a fingerprint of its contents (the
 footer of a Parquet file, the two ends of a text file), but never its modification time, so a copy
@@ -9,7 +9,7 @@ of the input is the same input. A position holds::
 
 Invariants:
 
-* `FileSet.resume` accepts a position only if its file and every file before it in name order are
+* `FileSet.resume` accepts a position only if its file and every file before it in the order are
   what they were; files after it may come and go.
 * `FileSet.verify` is called before the last rows of a file are handed out, so the torn end of a
   file that is still being written never passes for data.
@@ -49,7 +49,7 @@ _LISTING_THREADS = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputFile:
-    """One file as it was when the set was listed. ``name`` is its place in the order."""
+    """One file as it was when the set was listed. ``name`` is its identity within the set."""
 
     name: str
     path: str
@@ -102,6 +102,11 @@ class FileSet:
         """Whether `InputFile.path` is a path of this machine."""
         return isinstance(self.fs, LocalFileSystem)
 
+    def reorder(self, order: Sequence[int]) -> None:
+        """Put the files into another order, given as indexes of the present one; before any position is taken."""
+        self.files = tuple(self.files[i] for i in order)
+        self._marks = [f.mark for f in self.files]
+
     def position(self, index: int, offset: int, rows: int) -> Position:
         """The position ``offset`` into file ``index``, after ``rows`` rows in all."""
         file = self.files[index]
@@ -150,7 +155,7 @@ class FileSet:
             raise SourceChangedError(self.files[at].name, expected=counts, found=f"{len(found)}; this one is new")
         if len(found) < len(expected):
             raise SourceChangedError(
-                f"the file before {self.files[at].name!r} in name order", expected=counts, found="it vanished"
+                f"the file before {self.files[at].name!r} in order", expected=counts, found="it vanished"
             )
         raise SourceChangedError(self.files[at].name, expected="the file that was read", found=self.files[at].identity)
 

@@ -12,9 +12,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
@@ -40,7 +42,7 @@ class _Unit:
 
 
 class ParquetSource(FileSource):
-    """The rows of Parquet files, in name order and in the order within each file.
+    """The rows of Parquet files, in name order unless ``order_by`` is given, and in the order within each file.
 
     Args:
         path: a file, a directory (searched to any depth for ``*.parquet``, without what lies under a
@@ -48,6 +50,8 @@ class ParquetSource(FileSource):
             fsspec URL. Hive partition columns in directory names are not added.
         columns: the columns to read, in this order; all by default.
         batch_rows: rows of a batch, at most. It may differ when a job is restored.
+        order_by: a column that grows from file to file, whatever their names are: files are read in the order
+            of its smallest values. `BadInputError` if the ranges of two files overlap.
         storage_options: passed to fsspec.
 
     All files must have the same columns and types: `SchemaError` names both schemas otherwise. A file
@@ -61,6 +65,7 @@ class ParquetSource(FileSource):
         columns: Sequence[str] | None = None,
         *,
         batch_rows: int = 65_536,
+        order_by: str | None = None,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         if batch_rows < 1:
@@ -79,6 +84,10 @@ class ParquetSource(FileSource):
             if not schema.equals(self._schema):
                 first = self._set.files[0].path
                 raise SchemaError(f"{file.path} has columns\n{schema}\nbut {first} has\n{self._schema}")
+        self.order_range: tuple[Any, Any] | None = None
+        """Smallest and largest value of ``order_by``; None without it, or if there is no row."""
+        if order_by is not None:
+            self._order_files(order_by)
 
     @property
     def total_rows(self) -> int:
@@ -115,6 +124,36 @@ class ParquetSource(FileSource):
             self._set.verify(index)  # the likelier reason, and the better message
             raise BadInputError(f"{self._set.files[index].path}: cannot be read: {e}") from e
 
+    def _order_files(self, column: str) -> None:
+        """Put the files, and what is known of each, into the order of the column; those without rows first."""
+        ranges = [self._range_of(file, column) for file in self._set.files]
+        order = sorted(range(len(ranges)), key=lambda i: (ranges[i] is not None, ranges[i]))
+        with_rows = [i for i in order if ranges[i] is not None]
+        for before, after in pairwise(with_rows):
+            (low, high), (next_low, _) = ranges[before], ranges[after]  # type: ignore[misc]
+            if next_low <= high:
+                names = f"{self._set.files[before].path} ({low} to {high}) and {self._set.files[after].path}"
+                raise BadInputError(f"{names} (from {next_low}) overlap in {column!r}, by which they are ordered")
+        self._set.reorder(order)
+        self._units = [self._units[i] for i in order]
+        self._rows = [self._rows[i] for i in order]
+        if with_rows:
+            self.order_range = (ranges[with_rows[0]][0], ranges[with_rows[-1]][1])  # type: ignore[index]
+
+    def _range_of(self, file: InputFile, column: str) -> tuple[Any, Any] | None:
+        """Smallest and largest value of a column in a file: from its footer, or where that does not tell, its rows."""
+        try:
+            with self._open_file(file) as opened:
+                if opened.schema_arrow.get_field_index(column) < 0:
+                    raise SchemaError(f"{file.path}: no column {column!r} among {opened.schema_arrow.names}")
+                found = _statistics(opened.metadata, column)
+                if all(s is not None and s.has_min_max for s in found):
+                    return (min(s.min for s in found), max(s.max for s in found)) if found else None
+                bounds = pc.min_max(opened.read([column]).column(column)).as_py()
+                return None if bounds["min"] is None else (bounds["min"], bounds["max"])
+        except (OSError, pa.ArrowException) as e:
+            raise BadInputError(f"{file.path}: cannot be read: {e}") from e
+
     def _read_footer(self, file: InputFile) -> pa.Schema:
         """Remember the units of a file; returns the schema of the columns that are read from it."""
         try:
@@ -140,6 +179,13 @@ class ParquetSource(FileSource):
         else:
             with self._set.fs.open(file.path, "rb") as raw, pq.ParquetFile(raw, pre_buffer=True) as opened:
                 yield opened
+
+
+def _statistics(metadata: pq.FileMetaData, column: str) -> list[Any]:
+    """What the footer says of a column, None where it does not, for each row group with rows."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    chunks = [group.column(i) for group in groups if group.num_rows for i in range(group.num_columns)]
+    return [chunk.statistics for chunk in chunks if chunk.path_in_schema == column]
 
 
 def _units(group_rows: Sequence[int], batch_rows: int) -> list[_Unit]:

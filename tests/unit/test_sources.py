@@ -331,6 +331,28 @@ def test_small_row_groups_are_read_together(tmp_path: Path) -> None:
     assert [b.batch.num_rows for b in drain(ParquetSource(tmp_path, batch_rows=400))] == [400, 400, 200]
 
 
+@pytest.mark.parametrize("statistics", [True, False])
+def test_parquet_files_can_be_ordered_by_a_column_whatever_their_names(tmp_path: Path, statistics: bool) -> None:
+    for name, start, rows in (("9", 0, 100), ("10", 100, 250), ("empty", 0, 0), ("1", 350, 50)):
+        pq.write_table(numbers(start, rows), tmp_path / f"{name}.parquet", 30, write_statistics=statistics)
+    source = ParquetSource(tmp_path, ["name", "id"], batch_rows=40, order_by="id")
+    assert source.order_range == (0, 399)
+    full = drain(source)
+    assert rows_of(full, source.schema) == numbers(0, 400).select(["name", "id"]).to_pylist()
+    for number, item in enumerate(full):
+        rest = drain(ParquetSource(tmp_path, ["name", "id"], batch_rows=40, order_by="id"), item.position)
+        assert rest == full[number + 1 :]
+
+
+def test_parquet_files_that_overlap_in_the_column_that_orders_them_are_named(tmp_path: Path) -> None:
+    for name, start in (("a", 0), ("b", 99)):
+        pq.write_table(numbers(start, 100), tmp_path / f"{name}.parquet")
+    with pytest.raises(BadInputError, match=r"a\.parquet \(0 to 99\) and .*b\.parquet \(from 99\) overlap in 'id'"):
+        ParquetSource(tmp_path, order_by="id")
+    with pytest.raises(SchemaError, match="no column 'nothing'"):
+        ParquetSource(tmp_path, order_by="nothing")
+
+
 # --- CSV ---------------------------------------------------------------------------------------------------------
 
 

@@ -312,6 +312,29 @@ def test_a_crash_at_any_step_of_a_checkpoint_changes_no_output(step: str, nth: i
     assert as_multiset(ledger.table()) == expected_rows(table)
 
 
+def test_a_trigger_cuts_checkpoints_at_exact_places_of_the_input() -> None:
+    table = events(3, 1000)
+    batches = [batch for batch in cut(table, 4) if batch.num_rows]
+    steps: list[str] = []
+    asked = 0
+
+    def every_third_batch() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked % 3 == 0
+
+    def hook(step: str) -> None:
+        if step == "barrier":
+            steps.append(f"{step} {asked}")
+
+    context = StreamContext(checkpoint_interval=None, checkpoint_trigger=every_third_batch, hook=hook)
+    pipeline(context, lambda: iter(batches), table.schema, Ledger())
+    result = context.run()
+    assert asked == len(batches) + 1  # also after the round that found the end
+    assert steps[: asked // 3] == [f"barrier {n}" for n in range(3, asked + 1, 3)]
+    assert len(result.checkpoints) == len(steps)
+
+
 @pytest.mark.parametrize("state", ["memory", "lsm"])
 @pytest.mark.parametrize("seed", range(5))
 def test_a_source_that_dies_at_random_places_changes_no_output(seed: int, state: str, tmp_path: Path) -> None:

@@ -1,0 +1,270 @@
+"""The queries of the suite as streams.
+
+Each query names the columns that it reads of each kind of event; nothing else is read from the files. Columns
+of the results are those of the suite's SQL, except that times called ``wstart``, ``sstart``, ``send`` and ``ts``
+are epoch milliseconds (int64) and that averages are double.
+
+q12 counts in event time, not in processing time, so that its result is a function of the input. The statistics
+per day of q15 to q17 are windows of a day: they end with the day, and their state with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from decimal import Decimal
+from types import MappingProxyType
+from typing import TypeAlias
+
+import pyarrow as pa
+from datafusion import Expr, lit
+from datafusion import functions as f
+
+from operators.engine import column_named as col
+from operators.nexmark.model import EVENT_TIME, SCHEMAS, Kind
+from operators.stateful.window_aggregate import WINDOW_START
+from operators.stream import DataStream
+
+__all__ = ["QUERIES", "Query", "Streams"]
+
+Streams: TypeAlias = Mapping[Kind, DataStream]
+"""The events that a query asked for, by kind."""
+
+_WINDOW = timedelta(seconds=10)
+_DAY = timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """One query. ``inputs``: the columns it reads of each kind; ``partition_by``: of its output."""
+
+    name: str
+    title: str
+    inputs: Mapping[Kind, tuple[str, ...]]
+    build: Callable[[Streams], DataStream]
+    partition_by: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for kind, columns in self.inputs.items():
+            assert set(columns) <= set(SCHEMAS[kind].names), self.name
+
+
+def _bids(*columns: str) -> Mapping[Kind, tuple[str, ...]]:
+    return MappingProxyType({Kind.BID: columns})
+
+
+# -- stateless
+
+
+def _q0(streams: Streams) -> DataStream:
+    return streams[Kind.BID]
+
+
+def _q1(streams: Streams) -> DataStream:
+    return streams[Kind.BID].with_column("price", _euros())
+
+
+def _q2(streams: Streams) -> DataStream:
+    return streams[Kind.BID].filter(col("auction") % lit(123) == lit(0))
+
+
+def _q10(streams: Streams) -> DataStream:
+    time = col(EVENT_TIME)
+    return streams[Kind.BID].with_columns(dt=_text_of(time, "%Y-%m-%d"), hm=_text_of(time, "%H:%M"))
+
+
+def _q14(streams: Streams) -> DataStream:
+    hour = f.date_part("hour", col(EVENT_TIME))
+    day_time = (hour >= lit(8)) & (hour <= lit(18))
+    night_time = (hour <= lit(6)) | (hour >= lit(20))
+    time_type = f.when(day_time, lit("dayTime")).when(night_time, lit("nightTime")).otherwise(lit("otherTime"))
+    extra = col("extra")
+    count = f.character_length(extra) - f.character_length(f.replace(extra, lit("c"), lit("")))
+    bounds = (_euros() > lit(1_000_000)) & (_euros() < lit(50_000_000))
+    return (
+        streams[Kind.BID]
+        .filter(bounds)
+        .select(
+            "auction",
+            "bidder",
+            _euros().alias("price"),
+            time_type.alias("bidTimeType"),
+            EVENT_TIME,
+            "extra",
+            f.coalesce(count, lit(0)).cast(pa.int64()).alias("c_counts"),
+        )
+    )
+
+
+_CHANNEL_IDS = {"apple": "0", "google": "1", "facebook": "2", "baidu": "3"}
+
+
+def _q21(streams: Streams) -> DataStream:
+    channel_id = f.case(f.lower(col("channel")))
+    for name, number in _CHANNEL_IDS.items():
+        channel_id = channel_id.when(lit(name), lit(number))
+    in_url = f.array_element(f.regexp_match(col("url"), lit("(&|^)channel_id=([^&]*)")), lit(2))
+    # Evaluated once, for the channels that are not known only: a bid without either has a null there.
+    bids = streams[Kind.BID].with_column("channel_id", channel_id.otherwise(in_url))
+    return bids.filter(col("channel_id").is_not_null()).drop("url")
+
+
+def _q22(streams: Streams) -> DataStream:
+    parts = [f.split_part(col("url"), lit("/"), lit(3 + i)).alias(f"dir{i}") for i in (1, 2, 3)]
+    return streams[Kind.BID].select("auction", "bidder", "price", "channel", *parts)
+
+
+# -- windows
+
+
+def _w(streams: Streams) -> DataStream:
+    price = col("price")
+    aggregates = [
+        f.count(lit(1)).alias("cnt"),
+        f.sum(price).alias("total"),
+        f.min(price).alias("lo"),
+        f.max(price).alias("hi"),
+        f.avg(price).alias("mean"),
+    ]
+    windows = streams[Kind.BID].window("bidder", aggregates, _WINDOW, name="windows")
+    return windows.select(_wstart(), "bidder", "cnt", "total", "lo", "hi", "mean")
+
+
+def _q12(streams: Streams) -> DataStream:
+    windows = streams[Kind.BID].window("bidder", f.count(lit(1)).alias("cnt"), _WINDOW, name="windows")
+    return windows.select(_wstart(), "bidder", "cnt")
+
+
+def _q15(streams: Streams) -> DataStream:
+    days = streams[Kind.BID].window([], _statistics(), _DAY, name="days")
+    return days.select(_day(), *_STATISTICS)
+
+
+def _q16(streams: Streams) -> DataStream:
+    aggregates = [f.max(col(EVENT_TIME)).alias("latest"), *_statistics()]
+    days = streams[Kind.BID].window("channel", aggregates, _DAY, name="days")
+    return days.select("channel", _day(), _text_of(col("latest"), "%H:%M").alias("minute"), *_STATISTICS)
+
+
+def _q17(streams: Streams) -> DataStream:
+    price = col("price")
+    aggregates = [
+        *_statistics(of=()),
+        f.min(price).alias("min_price"),
+        f.max(price).alias("max_price"),
+        f.avg(price).alias("avg_price"),
+        f.sum(price).alias("sum_price"),
+    ]
+    days = streams[Kind.BID].window("auction", aggregates, _DAY, name="days")
+    return days.select("auction", _day(), *_STATISTICS[:4], "min_price", "max_price", "avg_price", "sum_price")
+
+
+_RANKS = ("total", "rank1", "rank2", "rank3")
+_STATISTICS = tuple(f"{rank}_{what}" for what in ("bids", "bidders", "auctions") for rank in _RANKS)
+
+
+def _statistics(of: tuple[str, ...] = ("bidder", "auction")) -> list[Expr]:
+    """Bids, and different values of these columns, in all and in three ranges of price."""
+    price = col("price")
+    ranges = (None, price < lit(10_000), (price >= lit(10_000)) & (price < lit(1_000_000)), price >= lit(1_000_000))
+    found = [f.count(lit(1), filter=where).alias(f"{rank}_bids") for rank, where in zip(_RANKS, ranges, strict=True)]
+    for column in of:
+        for rank, where in zip(_RANKS, ranges, strict=True):
+            found.append(f.count(col(column), distinct=True, filter=where).alias(f"{rank}_{column}s"))
+    return found
+
+
+# -- expressions
+
+
+def _euros() -> Expr:
+    """0.908 times the price, exactly: decimal(23, 3)."""
+    rate = lit(pa.scalar(Decimal("0.908"), pa.decimal128(4, 3)))
+    return (col("price").cast(pa.decimal128(19, 0)) * rate).cast(pa.decimal128(23, 3))
+
+
+def _millis(time: Expr) -> Expr:
+    return time.cast(pa.timestamp("ms")).cast(pa.int64())
+
+
+def _wstart() -> Expr:
+    return _millis(col(WINDOW_START)).alias("wstart")
+
+
+def _day() -> Expr:
+    return _text_of(col(WINDOW_START), "%Y-%m-%d").alias("day")
+
+
+def _text_of(time: Expr, form: str) -> Expr:
+    return f.to_char(time, lit(form))
+
+
+_LIST = [
+    Query(
+        name="q0",
+        title="pass bids through",
+        inputs=_bids("auction", "bidder", "price", EVENT_TIME, "extra"),
+        build=_q0,
+    ),
+    Query(
+        name="q1",
+        title="prices in euros",
+        inputs=_bids("auction", "bidder", "price", EVENT_TIME, "extra"),
+        build=_q1,
+    ),
+    Query(name="q2", title="bids on every 123rd auction", inputs=_bids("auction", "price"), build=_q2),
+    Query(
+        name="q10",
+        title="bids into directories by day and minute",
+        inputs=_bids("auction", "bidder", "price", EVENT_TIME, "extra"),
+        build=_q10,
+        partition_by=("dt", "hm"),
+    ),
+    Query(name="q12", title="bids per bidder and 10 s", inputs=_bids("bidder", EVENT_TIME), build=_q12),
+    Query(
+        name="q14",
+        title="bids of a middle price, with the time of day and a count of letters",
+        inputs=_bids("auction", "bidder", "price", EVENT_TIME, "extra"),
+        build=_q14,
+    ),
+    Query(
+        name="q15",
+        title="bids, bidders and auctions per day, by price range",
+        inputs=_bids("auction", "bidder", "price", EVENT_TIME),
+        build=_q15,
+    ),
+    Query(
+        name="q16",
+        title="the same per channel and day",
+        inputs=_bids("auction", "bidder", "price", "channel", EVENT_TIME),
+        build=_q16,
+    ),
+    Query(
+        name="q17",
+        title="number and price of bids per auction and day",
+        inputs=_bids("auction", "price", EVENT_TIME),
+        build=_q17,
+    ),
+    Query(
+        name="q21",
+        title="bids with the number of their channel, some out of the URL",
+        inputs=_bids("auction", "bidder", "price", "channel", "url"),
+        build=_q21,
+    ),
+    Query(
+        name="q22",
+        title="bids with the directories of their URL",
+        inputs=_bids("auction", "bidder", "price", "channel", "url"),
+        build=_q22,
+    ),
+    Query(
+        name="w",
+        title="statistics of prices per bidder and 10 s",
+        inputs=_bids("bidder", "price", EVENT_TIME),
+        build=_w,
+    ),
+]
+
+QUERIES: Mapping[str, Query] = MappingProxyType({query.name: query for query in _LIST})
+"""All queries by name."""
