@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 SEEDS ?= 20000
 RACE_ROUNDS ?= 1000
 KILLS ?= 200
+FUZZ_CASES ?= 200000
 
 .PHONY: help demo test lint format bench simulate soak notebooks clean
 
@@ -14,7 +15,7 @@ help:
 	@echo "make lint       ruff and mypy --strict"
 	@echo "make bench      benchmarks; figures are printed and written to build/bench"
 	@echo "make simulate   SEEDS=$(SEEDS) simulated schedules of writers, compactor, collector and faults"
-	@echo "make soak       the large counts: KILLS=$(KILLS) real kills, RACE_ROUNDS=$(RACE_ROUNDS) races of eight openers"
+	@echo "make soak       the large counts: KILLS=$(KILLS) real kills, RACE_ROUNDS=$(RACE_ROUNDS) races of eight openers, FUZZ_CASES=$(FUZZ_CASES)"
 	@echo "make notebooks  execute the notebooks in place"
 
 $(VENV)/bin/python:
@@ -52,7 +53,7 @@ simulate: $(VENV)/.dev
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS)
 
 soak: $(VENV)/.dev
-	KILLS=$(KILLS) RACE_ROUNDS=$(RACE_ROUNDS) $(BIN)/python -m pytest -m soak -s --timeout=0 $(ARGS)
+	KILLS=$(KILLS) RACE_ROUNDS=$(RACE_ROUNDS) FUZZ_CASES=$(FUZZ_CASES) $(BIN)/python -m pytest -m soak -s --timeout=0 $(ARGS)
 
 notebooks: $(VENV)/.dev
 	$(BIN)/python -m tests.support.notebooks notebooks/*.ipynb

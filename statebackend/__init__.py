@@ -10,7 +10,7 @@ General layout, from the ground up (each module imports only from those above it
     prepared  plan_surgery  aggregate_*   DataFusion: partial, reduce and final plans of one aggregation,
     state_layout  accumulators            and their face
     merge  memtable  sstable  probe       pieces of tables in memory and in files
-    manifest  manifest_codec  manifest_store   the manifest, its transitions, its publication
+    manifest  manifest_*                  the manifest, its transitions, its bytes, its publication
     flusher  compaction  compactor        background work
     metrics  metrics_server               figures as values, rows, Prometheus text, over HTTP
     buffered_table  table  observer  store     the store

@@ -27,6 +27,7 @@ from statebackend import format as envelope
 from statebackend.backend import JobState
 from statebackend.errors import CorruptionError
 from statebackend.manifest import Branch, Manifest, Pin, RetainedCheckpoint, Root, Savepoint, TableState
+from statebackend.manifest_check import check_manifest
 from statebackend.sstable import SSTableMeta
 from statebackend.tables import TableKind, TableOrder, TableSpec
 
@@ -75,7 +76,7 @@ def decode_manifest(data: bytes, name: str) -> Manifest:
     """
     value = envelope.decode(envelope.ObjectKind.MANIFEST, data, name)
     try:
-        return Manifest(
+        manifest = Manifest(
             **{field: value[field] for field in _SCALARS},
             low_marks=value["low_marks"],
             tables={table: _decode_table(table, state) for table, state in value["tables"].items()},
@@ -97,8 +98,10 @@ def decode_manifest(data: bytes, name: str) -> Manifest:
             },
             roots={number: Root(url=u, store_id=s) for number, (u, s) in value["roots"].items()},
         )
-    except (KeyError, TypeError, ValueError, AttributeError, OSError, pa.ArrowException) as error:
+        check_manifest(manifest)
+    except Exception as error:  # whatever wrong values of any type raise
         raise CorruptionError(f"{name}: not a manifest: {type(error).__name__}: {error}") from error
+    return manifest
 
 
 def _encode_table(state: TableState) -> dict[str, Any]:

@@ -240,8 +240,11 @@ def _decode_block(name: str, number: int, entry: np.void, data: memoryview, sche
         )
     try:
         batch = pa.ipc.read_record_batch(pa.py_buffer(data), schema)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
+        batch.validate(full=True)  # offsets and lengths that lie would be read past the buffers
+    except Exception as error:  # Arrow raises many kinds, KeyError and MemoryError among them
         raise CorruptionError(f"{name}: block {number} is not a record batch of ({schema.names}): {error}") from error
+    if any(column.null_count for field, column in zip(schema, batch.columns, strict=True) if not field.nullable):
+        raise CorruptionError(f"{name}: block {number} has nulls where the schema has none")
     if batch.num_rows != int(entry["rows"]):
         raise CorruptionError(f"{name}: block {number} has {batch.num_rows} rows, expected {int(entry['rows'])}")
     return batch
@@ -276,14 +279,27 @@ def _decode_index(text: bytes, meta: SSTableMeta) -> npt.NDArray[np.void]:
     except binascii.Error as error:
         raise CorruptionError(f"{meta.name}: index is not base64: {error}") from error
     value = envelope.decode(envelope.ObjectKind.SSTABLE_INDEX, raw, meta.name)
-    if value["hash_version"] > HASH_VERSION:
-        raise UnsupportedFormatError(
-            f"{meta.name}: keys hashed by version {value['hash_version']}; this library knows up to {HASH_VERSION}"
-        )
-    entries = np.frombuffer(value["blocks"], dtype=_ENTRY)
-    if value["entry_bytes"] != _ENTRY.itemsize or value["rows"] != meta.rows or int(entries["rows"].sum()) != meta.rows:
-        raise CorruptionError(f"{meta.name}: index counts {value['rows']} rows, the manifest {meta.rows}")
+    try:
+        if value["hash_version"] > HASH_VERSION:
+            raise UnsupportedFormatError(
+                f"{meta.name}: keys hashed by version {value['hash_version']}; this library knows up to {HASH_VERSION}"
+            )
+        entries = np.frombuffer(value["blocks"], dtype=_ENTRY)
+        counted, entry_bytes = value["rows"], value["entry_bytes"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptionError(f"{meta.name}: not an index: {type(error).__name__}: {error}") from error
+    if entry_bytes != _ENTRY.itemsize or counted != meta.rows or sum(entries["rows"].tolist()) != meta.rows:
+        raise CorruptionError(f"{meta.name}: index counts {counted} rows, the manifest {meta.rows}")
+    _check_places(entries, meta)
     return entries
+
+
+def _check_places(entries: npt.NDArray[np.void], meta: SSTableMeta) -> None:
+    """Raise `CorruptionError` unless the blocks lie one behind the other, from the schema to the footer."""
+    offsets, lengths = entries["offset"].tolist(), entries["length"].tolist()  # as integers that cannot overflow
+    ends = [offset + length for offset, length in zip(offsets, lengths, strict=True)]
+    if not ends or offsets[0] < len(b"ARROW1") or ends != [*offsets[1:], meta.size - meta.tail_bytes]:
+        raise CorruptionError(f"{meta.name}: the blocks in the index do not fill the file")
 
 
 async def _get(objects: ObjectStore, name: str, start: int, end: int) -> bytes:
