@@ -29,6 +29,7 @@ import numpy as np
 import pyarrow as pa
 
 from operators.graph import Port, StateNote
+from operators.rows import combined, ranges
 from operators.runtime import BaseOperator, BuildContext, Cursor, Output, user_error
 from operators.watermark import EventTimeColumn
 from operators.windows import MAX_WATERMARK, Int64Array, Windows
@@ -283,7 +284,7 @@ class WindowAggregate(BaseOperator):
         self.drain()
         states = self._partial([rows], str(self._cursor))
         self._write(states)
-        touched = _combined(states, self._merger.state_schema)
+        touched = combined(states, self._merger.state_schema)
         panes = np.unique(_times_of(touched)).tolist()
         for pane in panes:
             self._await_pane(pane)
@@ -304,7 +305,7 @@ class WindowAggregate(BaseOperator):
         counts = np.searchsorted(panes, ends) - low
         rows = np.repeat(np.arange(len(windows)), counts)
         keys = groups.select(self._merger.key_schema.names).take(pa.array(rows))
-        found = self._table.lookup(self._with_start(keys, panes[_ranges(low, counts)]))
+        found = self._table.lookup(self._with_start(keys, panes[ranges(low, counts)]))
         hit = found.hit.to_numpy(zero_copy_only=False)
         return self._with_start(found.batch.filter(found.hit), windows[rows[hit]])
 
@@ -371,7 +372,7 @@ class WindowAggregate(BaseOperator):
         if not self._windows.single_pane:
             states = self._replicate(states, windows)
         elif len(states) * _BATCH_ROWS_MIN > sum(s.num_rows for s in states):
-            states = [_combined(states, self._merger.state_schema)]
+            states = [combined(states, self._merger.state_schema)]
         return self._merger.final(states)
 
     def _groups(self, windows: list[int]) -> list[list[int]]:
@@ -396,7 +397,7 @@ class WindowAggregate(BaseOperator):
 
     def _replicate(self, states: Sequence[pa.RecordBatch], windows: list[int]) -> list[pa.RecordBatch]:
         """Each state once per window that holds its pane, with what identifies the window as its time."""
-        batch = _combined(states, self._merger.state_schema)
+        batch = combined(states, self._merger.state_schema)
         panes = _times_of(batch)
         order = np.argsort(panes, kind="stable")
         panes = panes[order]
@@ -404,7 +405,7 @@ class WindowAggregate(BaseOperator):
         starts, ends = self._windows.bounds(ids)
         low = np.searchsorted(panes, starts)
         counts = np.searchsorted(panes, ends) - low
-        rows = batch.take(pa.array(order[_ranges(low, counts)]))
+        rows = batch.take(pa.array(order[ranges(low, counts)]))
         return [self._with_start(rows, np.repeat(ids, counts))]
 
     def _with_start(self, batch: pa.RecordBatch, starts: Int64Array) -> pa.RecordBatch:
@@ -459,16 +460,3 @@ def _times_of(batch: pa.RecordBatch) -> Int64Array:
 def _slices(batches: Sequence[pa.RecordBatch], rows: int) -> list[list[pa.RecordBatch]]:
     """The same rows in pieces of at most so many."""
     return [[b.slice(at, rows)] for b in batches for at in range(0, b.num_rows, rows)]
-
-
-def _ranges(starts: Int64Array, counts: Int64Array) -> Int64Array:
-    """The integers ``start, start + 1, ...``, ``count`` of them, for one pair after the other."""
-    begin = np.cumsum(counts) - counts
-    return np.arange(int(counts.sum())) - np.repeat(begin - starts, counts)
-
-
-def _combined(batches: Sequence[pa.RecordBatch], schema: pa.Schema) -> pa.RecordBatch:
-    """All rows in one batch."""
-    if len(batches) == 1:
-        return batches[0]
-    return pa.concat_batches(batches) if batches else schema.empty_table().to_batches()[0]

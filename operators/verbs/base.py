@@ -14,7 +14,7 @@ import pyarrow as pa
 from datafusion import Expr
 
 from operators.changelog import Updates, require_append_only
-from operators.engine import column_named
+from operators.engine import Columns, column_named, plain_column
 from operators.errors import SchemaError
 from operators.graph import Port, derived_id, explain, upstream_id
 from statebackend import Aggregation
@@ -99,6 +99,19 @@ class StreamBase:
             self._require("column", [column])
             return column_named(column)
         return column
+
+    def _grouping(
+        self, group_by: Sequence[Column] | Column, aggregates: Sequence[Expr] | Expr
+    ) -> tuple[list[Expr], list[Expr]]:
+        """Group keys and aggregates as lists of expressions."""
+        keys = [group_by] if isinstance(group_by, (Expr, str)) else group_by
+        return [self._column(k) for k in keys], [aggregates] if isinstance(aggregates, Expr) else list(aggregates)
+
+    def _picked(self, exprs: Sequence[Expr]) -> Columns | None:
+        """The expressions as a mere choice of columns, if that is what they are."""
+        plain = [plain_column(e) for e in exprs]
+        columns = tuple(p for p in plain if p is not None and p[0] in self._schema.names)
+        return columns if len(columns) == len(plain) else None
 
     def _require(self, what: str, columns: Sequence[str]) -> None:
         missing = [name for name in columns if name not in self._schema.names]

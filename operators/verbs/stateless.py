@@ -36,9 +36,7 @@ class StatelessVerbs(StreamBase):
             return frame.select(*picked)
 
         plain = [plain_column(e) for e in picked]
-        columns = tuple(p for p in plain if p is not None and p[0] in self._schema.names)
-        label = f"select({expression_text(exprs)})"
-        return self._step(label, apply, columns if len(columns) == len(picked) else None, plain)
+        return self._step(f"select({expression_text(exprs)})", apply, self._picked(picked), plain)
 
     def with_column(self, name: str, expr: Expr) -> Self:
         """All columns and a new one; replaces the column if the name is taken."""

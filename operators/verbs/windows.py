@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import Self
 
 import pyarrow as pa
-from datafusion import Expr
+from datafusion import Expr, lit
+from datafusion import functions as f
 
 from operators.changelog import Updates
-from operators.engine import column_named
+from operators.engine import column_named, plan_step
 from operators.errors import SchemaError
 from operators.graph import Port
+from operators.stateful.session_window import SESSION_TIME, SessionNode, session_schema, session_time_type
 from operators.stateful.window_aggregate import WINDOW_END, WINDOW_START, WindowNode, window_schema
 from operators.verbs.base import Column, StreamBase, expression_text
 from operators.watermark import EventTimeColumn
@@ -83,11 +85,55 @@ class WindowVerbs(StreamBase):
         words = [str(spec.step), str(spec.length)]
         return self._windowed("cumulate", group_by, aggregates, spec, words, None, name)
 
+    def session_window(
+        self,
+        group_by: Sequence[Column] | Column,
+        aggregates: Sequence[Expr] | Expr,
+        gap: Duration,
+        *,
+        name: str | None = None,
+    ) -> Self:
+        """Aggregate by group over sessions: rows that are at most ``gap`` apart belong together.
+
+        ``gap`` is a timedelta or integer milliseconds. The result has ``window_start_time`` (the first
+        event) and ``window_end_time`` (the last event plus ``gap``), timestamps of the event time's own
+        unit, the group columns and the aggregates; its event time is ``window_end_time``. A session is
+        emitted when the watermark has passed its end; a row that still joins an open session is in
+        time however old it is, others that come too late: `late_rows`.
+
+        State: one row of partial states per open session. Raises as `window`.
+        """
+        pause = milliseconds(gap, "session gap")
+        if pause <= 0:
+            raise ValueError(f"session_window: gap ({pause} ms) must be positive")
+        event_time = self._window_time("session_window")
+        keys, functions = self._grouping(group_by, aggregates)
+        grouped = bool(keys)
+        keys = keys or [lit(value=True).alias("all_rows")]
+        bound = session_time_type(self._schema, event_time)
+        schema = pa.schema([*self._schema, pa.field(WINDOW_START, bound), pa.field(SESSION_TIME, bound)])
+        last = f.max(column_named(SESSION_TIME)).alias(SESSION_TIME)
+        aggregation = self._compile("session_window", schema, [column_named(WINDOW_START), *keys], [last, *functions])
+        names = aggregation.merger.key_schema.names[1:] if grouped else []
+        node = SessionNode(
+            operator_id=self._claim(name, "session", *names, str(pause)),
+            input=self._port,
+            input_schema=self._schema,
+            event_time=event_time,
+            gap=pause,
+            keys=plan_step("session_window", self._schema, lambda frame: frame.select(*keys), self._picked(keys)),
+            grouped=grouped,
+            aggregation=aggregation,
+            group_by=tuple(expression_text([key]) for key in keys) if grouped else (),
+            aggregates=tuple(expression_text([function]) for function in functions),
+        )
+        return self._derive(Port(node), session_schema(aggregation, grouped=grouped), event_time=WINDOW_END)
+
     def late_rows(self) -> Self:
         """The input rows of a window that came after all their windows were closed."""
         node = self._port.node
-        if not isinstance(node, WindowNode):
-            raise ValueError("late_rows: only the result of window() has late rows; call it right there")
+        if not isinstance(node, WindowNode | SessionNode):
+            raise ValueError("late_rows: only the result of a window verb has late rows; call it right there")
         return self._derive(Port(node, 1), node.input_schema, event_time=None, time_note="late rows have no watermark")
 
     def _windowed(
@@ -104,8 +150,7 @@ class WindowVerbs(StreamBase):
         early = None if emit_every is None else milliseconds(emit_every, "emit_every")
         if early is not None and early <= 0:
             raise ValueError(f"{verb}: emit_every ({early} ms) must be positive")
-        keys = [self._column(k) for k in ([group_by] if isinstance(group_by, (Expr, str)) else group_by)]
-        functions = [aggregates] if isinstance(aggregates, Expr) else list(aggregates)
+        keys, functions = self._grouping(group_by, aggregates)
         zone = EventTimeColumn(self._schema, event_time).zone
         schema = self._schema.append(pa.field(WINDOW_START, pa.timestamp("ms", zone)))
         aggregation = self._compile(verb, schema, [column_named(WINDOW_START), *keys], functions)
