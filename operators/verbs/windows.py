@@ -13,6 +13,7 @@ from operators.changelog import Updates
 from operators.engine import column_named, plan_step
 from operators.errors import SchemaError
 from operators.graph import Port
+from operators.stateful.count_window import WINDOW_NUMBER, CountWindowNode, count_window_schema
 from operators.stateful.session_window import SESSION_TIME, SessionNode, session_schema, session_time_type
 from operators.stateful.window_aggregate import WINDOW_END, WINDOW_START, WindowNode, window_schema
 from operators.verbs.base import Column, StreamBase, expression_text
@@ -128,6 +129,44 @@ class WindowVerbs(StreamBase):
             aggregates=tuple(expression_text([function]) for function in functions),
         )
         return self._derive(Port(node), session_schema(aggregation, grouped=grouped), event_time=WINDOW_END)
+
+    def count_window(
+        self,
+        group_by: Sequence[Column] | Column,
+        aggregates: Sequence[Expr] | Expr,
+        size: int,
+        *,
+        name: str | None = None,
+    ) -> Self:
+        """Aggregate every ``size`` rows of a group, in the order in which they come.
+
+        The result has the group columns and the aggregates, and no event time. A window is emitted with
+        its last row; at the end of a bounded input, unfinished ones as they are.
+
+        State: one row per group with an unfinished window. Raises as `window`.
+        """
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"count_window: size ({size!r}) must be a number of rows, at least 1")
+        self._require_append_only("count_window")
+        keys, functions = self._grouping(group_by, aggregates)
+        grouped = bool(keys)
+        keys = keys or [lit(value=True).alias("all_rows")]
+        schema = self._schema.append(pa.field(WINDOW_NUMBER, pa.int64()))
+        aggregation = self._compile("count_window", schema, [column_named(WINDOW_NUMBER), *keys], functions)
+        names = aggregation.merger.key_schema.names[1:] if grouped else []
+        node = CountWindowNode(
+            operator_id=self._claim(name, "count", *names, str(size)),
+            input=self._port,
+            input_schema=self._schema,
+            size=size,
+            keys=plan_step("count_window", self._schema, lambda frame: frame.select(*keys), self._picked(keys)),
+            grouped=grouped,
+            aggregation=aggregation,
+            group_by=tuple(expression_text([key]) for key in keys) if grouped else (),
+            aggregates=tuple(expression_text([function]) for function in functions),
+        )
+        result = count_window_schema(aggregation, grouped=grouped)
+        return self._derive(Port(node), result, event_time=None, time_note="count windows have no event time")
 
     def late_rows(self) -> Self:
         """The input rows of a window that came after all their windows were closed."""
