@@ -7,10 +7,12 @@ General layout, from the ground up (each module imports only from those above it
     windows  watermark            pure event-time logic
     changelog                     streams that correct themselves
     engine                        stateless verbs as one prepared plan
+    rows                          vectorised helpers
     runtime                       what an operator is, batch by batch
     graph                         what the user built
+    flow                          operators that only direct rows
     stateful                      operators that keep state, one module per family
-    pipeline                      how what was built becomes what runs
+    source_driver  pipeline       how what was built becomes what runs
     report  checkpoint  job       the run: barriers, commits, the loop
     verbs  stream  context        the user's face
     exit_codes  flights  demo  nexmark  cli   ``python -m operators``

@@ -90,6 +90,8 @@ class StreamContext:
         max_disorder: Duration = 0,
         future_limit: Duration | None = _DAY,
         on_bad_event_time: str = "error",
+        idle_timeout: Duration | None = None,
+        max_drift: Duration | None = None,
         name: str | None = None,
     ) -> DataStream:
         """A stream from any source.
@@ -98,12 +100,23 @@ class StreamContext:
         ``max_disorder``: how far behind the latest event time a row may come and not be late.
         ``future_limit``: a time further ahead of the clock is bad, None for no limit. A row whose
         time is bad or null is an error, or with ``on_bad_event_time="drop"`` left out, or with
-        ``"divert"`` found in `DataStream.bad_rows`.
+        ``"divert"`` found in `DataStream.bad_rows`. ``idle_timeout``: a source or split that has
+        brought no rows for so long (by the wall clock) does not hold event time back any more; None: it
+        always does. ``max_drift``: how far a split may be ahead of the slowest one in event time before
+        it is held back; None for no limit.
 
         Raises `SchemaError` if the event time column is missing or no time.
         """
         return self._read(
-            source, ("source", type(source).__name__), event_time, max_disorder, future_limit, on_bad_event_time, name
+            source,
+            ("source", type(source).__name__),
+            name,
+            event_time,
+            max_disorder,
+            future_limit,
+            on_bad_event_time,
+            idle_timeout,
+            max_drift,
         )
 
     def from_batches(
@@ -115,11 +128,23 @@ class StreamContext:
         max_disorder: Duration = 0,
         future_limit: Duration | None = _DAY,
         on_bad_event_time: str = "error",
+        idle_timeout: Duration | None = None,
+        max_drift: Duration | None = None,
         name: str | None = None,
     ) -> DataStream:
         """A stream of record batches from Python; see `operators.sources.IterableSource` and `from_source`."""
         source = IterableSource(batches, schema)
-        return self._read(source, ("batches",), event_time, max_disorder, future_limit, on_bad_event_time, name)
+        return self._read(
+            source,
+            ("batches",),
+            name,
+            event_time,
+            max_disorder,
+            future_limit,
+            on_bad_event_time,
+            idle_timeout,
+            max_drift,
+        )
 
     def read_parquet(
         self,
@@ -129,13 +154,25 @@ class StreamContext:
         max_disorder: Duration = 0,
         future_limit: Duration | None = _DAY,
         on_bad_event_time: str = "error",
+        idle_timeout: Duration | None = None,
+        max_drift: Duration | None = None,
         name: str | None = None,
         **options: Any,
     ) -> DataStream:
         """A stream of Parquet files; ``options`` as for `operators.sources.ParquetSource`, see also `from_source`."""
         source = ParquetSource(path, **options)
         words = ("parquet", _path_word(path))
-        return self._read(source, words, event_time, max_disorder, future_limit, on_bad_event_time, name)
+        return self._read(
+            source,
+            words,
+            name,
+            event_time,
+            max_disorder,
+            future_limit,
+            on_bad_event_time,
+            idle_timeout,
+            max_drift,
+        )
 
     def read_csv(
         self,
@@ -146,13 +183,25 @@ class StreamContext:
         max_disorder: Duration = 0,
         future_limit: Duration | None = _DAY,
         on_bad_event_time: str = "error",
+        idle_timeout: Duration | None = None,
+        max_drift: Duration | None = None,
         name: str | None = None,
         **options: Any,
     ) -> DataStream:
         """A stream of CSV files; ``options`` as for `operators.sources.CsvSource`, see also `from_source`."""
         source = CsvSource(path, schema, **options)
         words = ("csv", _path_word(path))
-        return self._read(source, words, event_time, max_disorder, future_limit, on_bad_event_time, name)
+        return self._read(
+            source,
+            words,
+            name,
+            event_time,
+            max_disorder,
+            future_limit,
+            on_bad_event_time,
+            idle_timeout,
+            max_drift,
+        )
 
     # -- running
 
@@ -190,11 +239,13 @@ class StreamContext:
         self,
         source: Source,
         words: tuple[str, ...],
+        name: str | None,
         event_time: str | None,
         max_disorder: Duration,
         future_limit: Duration | None,
         on_bad: str,
-        name: str | None,
+        idle_timeout: Duration | None,
+        max_drift: Duration | None,
     ) -> DataStream:
         schema = source.schema
         spec = None
@@ -208,6 +259,8 @@ class StreamContext:
                 max_disorder_ms=milliseconds(max_disorder, "max_disorder"),
                 future_limit_ms=None if future_limit is None else milliseconds(future_limit, "future_limit"),
                 on_bad=BadEventTime(on_bad),
+                idle_timeout_ms=None if idle_timeout is None else milliseconds(idle_timeout, "idle_timeout"),
+                max_drift_ms=None if max_drift is None else milliseconds(max_drift, "max_drift"),
             )
         operator_id = self.graph.claim(name, lambda: derived_id(*words))
         node = SourceNode(operator_id=operator_id, source=source, schema=schema, event_time=spec)

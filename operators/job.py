@@ -21,12 +21,13 @@ from dataclasses import dataclass, field
 
 from operators.checkpoint import CheckpointCoordinator, Hook, Trigger
 from operators.graph import Node, SinkNode, SourceNode, describe_plan
-from operators.pipeline import Pipeline, SourceDriver, build_pipeline
+from operators.pipeline import Pipeline, build_pipeline
 from operators.plan_check import check_plan
 from operators.report import JobOutcome, JobProgress, JobResult, OperatorStats
 from operators.runtime import BuildContext, Cursor, Output
 from operators.signals import INTERRUPTED, Interrupts
 from operators.sinks.base import SinkContext
+from operators.source_driver import SourceDriver
 from statebackend import Checkpoint, StateBackend
 
 __all__ = ["Job", "JobSettings", "ProgressCallback"]
@@ -36,6 +37,8 @@ logger = logging.getLogger(__name__)
 ProgressCallback = Callable[[JobProgress], None]
 
 _PROGRESS_INTERVAL_S = 0.1
+_NOTHING_S = 0.002
+"""How long to wait when no source has anything."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,6 +240,8 @@ class _Run:
             for source in _round(active):
                 if not self._step(source):
                     active.remove(source)
+            if active and all(source.waiting for source in active):
+                self._stop.wait(_NOTHING_S)
             if processing_time:
                 self._pipeline.on_processing_time(int(self._clock() * 1000))
             self._coordinator.poll()
@@ -295,11 +300,21 @@ def _round(active: Sequence[SourceDriver]) -> list[SourceDriver]:
     """Whom to poll next: every source without event time, and of the others the one that is furthest behind.
 
     So the inputs of a join advance side by side. Which round follows is a function of the watermarks alone, and
-    checkpoints are taken between rounds: a restored job polls in the same order.
+    checkpoints are taken between rounds: a restored job polls in the same order. Sources that had nothing when they
+    were polled last do not keep the others waiting, unless those are too far ahead already (``max_drift``).
     """
     timed = [s for s in active if s.timed]
-    behind = min(timed, key=lambda s: -math.inf if s.watermark is None else s.watermark, default=None)
-    return [s for s in active if not s.timed or s is behind]
+    ready = [s for s in timed if not s.waiting]
+    behind = min(ready, key=_progress, default=None)
+    if behind is not None and behind.max_drift_ms is not None:
+        slowest = min(_progress(s) for s in timed)
+        if slowest > -math.inf and _progress(behind) - slowest > behind.max_drift_ms:
+            behind = None
+    return [s for s in active if not s.timed or s.waiting or s is behind]
+
+
+def _progress(source: SourceDriver) -> float:
+    return -math.inf if source.watermark is None else source.watermark
 
 
 def _stats(rows_in: int, outputs: Sequence[Output]) -> OperatorStats:

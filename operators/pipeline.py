@@ -14,111 +14,12 @@ from typing import Any
 import pyarrow as pa
 
 from operators.engine import StatelessPlan, Step
-from operators.errors import BadEventTimeError, SchemaError
 from operators.graph import Node, SinkNode, SourceNode, StepNode, upstream_id
 from operators.runtime import BaseOperator, BuildContext, Cursor, Edge, Inputs, Operator, Output, user_error
 from operators.sinks.base import Sink
-from operators.sources.base import SourceBatch
-from operators.watermark import BadEventTime, BadRows, WatermarkTracker
-from operators.windows import MAX_WATERMARK
+from operators.source_driver import SourceDriver
 
-__all__ = ["Pipeline", "SinkOperator", "SourceDriver", "StatelessOperator", "build_pipeline"]
-
-
-class SourceDriver:
-    """Polls one source, checks what it gives, and pushes it through the pipeline."""
-
-    def __init__(self, node: SourceNode, context: BuildContext) -> None:
-        self.operator_id = node.operator_id
-        self.source = node.source
-        self.output = Output()
-        self.bad = Output()
-        self.rows_in = 0
-        self.position: Any = None if context.job is None else context.job.sources.get(node.operator_id)
-        self._schema = node.schema
-        self._cursor = context.cursor
-        self._tracker = (
-            None if node.event_time is None else WatermarkTracker(node.event_time, node.schema, context.clock)
-        )
-        if self._tracker is not None:
-            self._tracker.restore(context.watermark(node.operator_id))
-
-    @property
-    def outputs(self) -> tuple[Output, ...]:
-        """The rows, and those with a bad event time."""
-        return (self.output, self.bad)
-
-    @property
-    def watermark(self) -> int | None:
-        """How far event time has come."""
-        return None if self._tracker is None else self._tracker.watermark
-
-    @property
-    def timed(self) -> bool:
-        """Whether the source has event time."""
-        return self._tracker is not None
-
-    def open(self) -> None:
-        """Seek to the restored position, and announce the restored watermark."""
-        self.source.open(self.position)
-        if self.watermark is not None:
-            self.output.advance(self.watermark)
-
-    def push(self, item: SourceBatch | None) -> bool:
-        """Push what the source gave; False at the end of the input, after the final watermark.
-
-        Raises `BadEventTimeError` and `SchemaError` for input that cannot be used.
-        """
-        if item is None:
-            self._finish()
-            return False
-        batch = item.batch
-        cursor = self._cursor
-        cursor.source, cursor.position, cursor.batches = self.operator_id, item.position, cursor.batches + 1
-        self.rows_in += batch.num_rows
-        if batch.schema is not self._schema and batch.schema != self._schema:
-            raise SchemaError(f"{cursor}: expected columns\n{self._schema}\nfound\n{batch.schema}")
-        self._push(batch)
-        self.position = item.position
-        return True
-
-    def _push(self, batch: pa.RecordBatch) -> None:
-        if self._tracker is None:
-            self.output.emit(batch)
-            return
-        watermark = self._tracker.observe(batch)
-        if isinstance(watermark, BadRows):
-            batch = self._set_aside(watermark)
-            watermark = self._tracker.observe(batch)
-            assert not isinstance(watermark, BadRows)
-        self.output.emit(batch)
-        if watermark is not None:
-            self._advance(watermark)
-
-    def _set_aside(self, found: BadRows) -> pa.RecordBatch:
-        assert self._tracker is not None
-        if self._tracker.spec.on_bad is BadEventTime.ERROR:
-            raise BadEventTimeError(
-                self.operator_id,
-                position=self._cursor.position,
-                row=found.first_row,
-                value=found.value,
-                reason=f"column {self._tracker.spec.column!r} {found.reason}",
-            )
-        self.bad.emit(found.bad)
-        return found.good
-
-    def _finish(self) -> None:
-        """Nothing more will come: event time ends, for streams without it too."""
-        self._advance(MAX_WATERMARK)
-        if self._tracker is None:
-            self.output.advance(MAX_WATERMARK)
-        self.bad.advance(MAX_WATERMARK)
-
-    def _advance(self, watermark: int) -> None:
-        if self._tracker is not None and self._tracker.advance(watermark):
-            self.output.announce(watermark)
-            self.output.advance(watermark)
+__all__ = ["Pipeline", "SinkOperator", "StatelessOperator", "build_pipeline"]
 
 
 class StatelessOperator(BaseOperator):
@@ -188,9 +89,11 @@ class Pipeline:
 
     def watermarks(self) -> dict[str, int]:
         """How far event time has come at every operator that depends on it."""
-        sources = {s.operator_id: s.watermark for s in self.sources}
-        found = {**sources, **{o.operator_id: o.watermark for o in self.operators}}
-        return {operator_id: watermark for operator_id, watermark in found.items() if watermark is not None}
+        found = {o.operator_id: o.watermark for o in self.operators}
+        known = {operator_id: watermark for operator_id, watermark in found.items() if watermark is not None}
+        for source in self.sources:
+            known.update(source.watermarks())
+        return known
 
 
 def build_pipeline(nodes: Sequence[Node], context: BuildContext) -> Pipeline:

@@ -5,9 +5,9 @@ which emits to its outputs before it returns; a watermark follows the batches th
 barrier every operator is drained, inputs first, so that all it was given lies in its tables. An
 operator keeps no state outside tables of the backend but what it can rebuild from them.
 
-Event time at an operator with several inputs is the smallest of their watermarks (`Inputs`). After a
-restore every source announces the watermark it was restored with, so an operator hears of its own
-watermark again and hands on what follows from it.
+Event time at an operator with several inputs is the smallest of their watermarks (`Inputs`); an input that
+is idle does not hold it back. After a restore every source announces the watermark it was restored with,
+so an operator hears of its own watermark again and hands on what follows from it.
 """
 
 from __future__ import annotations
@@ -56,6 +56,9 @@ class Operator(Protocol):
         input will bring another row; it comes to operators over streams without event time too.
         """
 
+    def on_idle(self) -> None:
+        """No input brings rows at present; those that wait for this operator need not wait for its event time."""
+
     def on_processing_time(self, now_ms: int) -> None:
         """The wall clock shows ``now_ms`` (epoch milliseconds); called now and then, between batches."""
 
@@ -99,6 +102,11 @@ class BaseOperator:
         for output in self.outputs:
             output.advance(watermark)
 
+    def on_idle(self) -> None:
+        """Hand it on."""
+        for output in self.outputs:
+            output.idle()
+
     def on_processing_time(self, now_ms: int) -> None:
         """Nothing happens."""
 
@@ -110,13 +118,14 @@ class BaseOperator:
 
 
 class Inputs:
-    """The inputs of one operator: its event time is the smallest of theirs."""
+    """The inputs of one operator: its event time is the smallest of those that are not idle."""
 
-    __slots__ = ("_marks", "_merged", "operator")
+    __slots__ = ("_idle", "_marks", "_merged", "operator")
 
     def __init__(self, operator: Operator, count: int) -> None:
         self.operator = operator
         self._marks: list[int | None] = [None] * count
+        self._idle = [False] * count
         self._merged: int | None = None
 
     def announce(self, index: int, watermark: int) -> None:
@@ -126,9 +135,22 @@ class Inputs:
             self.operator.announce(merged)
 
     def advance(self, index: int, watermark: int) -> None:
-        """Input ``index`` has reached this watermark."""
-        merged = self._with(index, watermark)
+        """Input ``index`` has reached this watermark, and is not idle."""
+        self._idle[index] = False
+        self._move(self._with(index, watermark))
         self._marks[index] = watermark
+
+    def idle(self, index: int) -> None:
+        """Input ``index`` brings nothing at present; its next watermark ends that."""
+        self._idle[index] = True
+        if all(self._idle):
+            self.operator.on_idle()
+        else:
+            other = self._idle.index(False)
+            mark = self._marks[other]
+            self._move(None if mark is None else self._with(other, mark))
+
+    def _move(self, merged: int | None) -> None:
         if merged is not None:
             self._merged = merged
             self.operator.on_watermark(merged)
@@ -137,7 +159,7 @@ class Inputs:
         """The operator's watermark if this input had that one; None if it is none, or not a new one."""
         low = watermark
         for at, mark in enumerate(self._marks):
-            if at != index:
+            if at != index and not self._idle[at]:
                 if mark is None:
                     return None
                 low = min(low, mark)
@@ -179,6 +201,11 @@ class Output:
         """Push a watermark into every consumer."""
         for edge in self.targets:
             edge.inputs.advance(edge.index, watermark)
+
+    def idle(self) -> None:
+        """Tell every consumer not to wait for this stream's event time, until its next watermark."""
+        for edge in self.targets:
+            edge.inputs.idle(edge.index)
 
 
 @dataclass(slots=True)

@@ -5,12 +5,15 @@ The watermark of a source is the largest event time seen, rounded down to a mill
 window ``[s, e)`` fires as soon as the watermark reaches ``e``. It is advanced after a batch has been
 processed, so rows of one batch are never late because of each other, and it never moves back.
 
+A source may have several splits. Then each has a watermark of its own, and that of the source is the smallest
+(`SplitWatermarks`); a split that has brought no rows for ``idle_timeout`` does not hold it back.
+
 The cost per batch is one null count and a minimum and maximum over an integer view of the column.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -19,9 +22,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from operators.errors import BadEventTimeError
 from operators.windows import MAX_WATERMARK, Int64Array
 
-__all__ = ["BadEventTime", "BadRows", "EventTimeColumn", "EventTimeSpec", "WatermarkTracker"]
+__all__ = ["BadEventTime", "BadRows", "EventTimeColumn", "EventTimeSpec", "SplitWatermarks", "WatermarkTracker"]
 
 _INT64_MIN = -(1 << 63)
 _PER_MS = {"ms": 1, "us": 1_000, "ns": 1_000_000}
@@ -44,14 +48,22 @@ class EventTimeSpec:
     ``max_disorder_ms``: how far behind the largest time seen a row may come and still be on time.
     ``future_limit_ms``: a time further than this ahead of the clock is bad, as it would close every
     window at once; None allows any time.
+    ``idle_timeout_ms``: a split without rows for so long, by the wall clock, is waited for no more; None: always.
+    ``max_drift_ms``: a split is held back while it is further than this ahead of the one furthest behind; None:
+    never.
     """
 
     column: str
     max_disorder_ms: int = 0
     future_limit_ms: int | None = 86_400_000
     on_bad: BadEventTime = BadEventTime.ERROR
+    idle_timeout_ms: int | None = None
+    max_drift_ms: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("idle_timeout", "max_drift"):
+            if (value := getattr(self, f"{name}_ms")) is not None and value <= 0:
+                raise ValueError(f"{name} ({value} ms) must be positive, or None")
         if self.max_disorder_ms < 0:
             raise ValueError(f"max_disorder ({self.max_disorder_ms} ms) must not be negative")
         if self.future_limit_ms is not None and self.future_limit_ms < 0:
@@ -134,6 +146,18 @@ class BadRows:
     value: str | None
     reason: str
 
+    def refused(self, spec: EventTimeSpec, operator_id: str, position: object) -> BadEventTimeError | None:
+        """The error to raise, if bad rows are an error; ``position`` is that after their batch."""
+        if spec.on_bad is not BadEventTime.ERROR:
+            return None
+        return BadEventTimeError(
+            operator_id,
+            position=position,
+            row=self.first_row,
+            value=self.value,
+            reason=f"column {spec.column!r} {self.reason}",
+        )
+
 
 class WatermarkTracker:
     """Follows the event time of one source.
@@ -188,6 +212,88 @@ class WatermarkTracker:
         else:
             reason = "is too long ago to compute with"
         return BadRows(batch.filter(pc.invert(mask)), batch.filter(mask), first, value, reason)
+
+
+class SplitWatermarks:
+    """Follows the event time of a source with one or more splits.
+
+    ``watermark`` is the smallest of the splits that are neither idle nor at their end; it never moves back.
+    ``clock`` gives the wall-clock time in seconds since the epoch.
+    """
+
+    def __init__(self, spec: EventTimeSpec, schema: pa.Schema, clock: Callable[[], float]) -> None:
+        self.spec = spec
+        self.watermark: int | None = None
+        self._schema = schema
+        self._clock = clock
+        self._opened = clock()
+        self._trackers: dict[str, WatermarkTracker] = {}
+        self._last_rows: dict[str, float] = {}
+
+    def restore(self, watermark: int | None, splits: Mapping[str, int]) -> None:
+        """Go on from what was committed."""
+        self.watermark = watermark
+        for split, mark in splits.items():
+            self._tracker(split).restore(mark)
+
+    @property
+    def splits(self) -> Mapping[str, int]:
+        """The watermark of every split that has one."""
+        return {s: t.watermark for s, t in self._trackers.items() if t.watermark is not None}
+
+    def observe(self, split: str, batch: pa.RecordBatch) -> int | BadRows | None:
+        """The watermark of the split once the batch has been processed, or its bad rows; see `WatermarkTracker`."""
+        return self._tracker(split).observe(batch)
+
+    def advance(self, split: str, watermark: int | None, active: frozenset[str]) -> bool:
+        """The split has brought rows and reached ``watermark``; whether the source's watermark moved.
+
+        ``active``: the splits that may still bring rows.
+        """
+        self._last_rows[split] = self._clock()
+        if watermark is not None:
+            self._tracker(split).advance(watermark)
+        return self.settle(active)
+
+    def settle(self, active: frozenset[str]) -> bool:
+        """Look again at who is idle and who has ended; whether the source's watermark moved."""
+        waited_for = active - self.idle(active)
+        marks = [self._tracker(split).watermark for split in waited_for]
+        known = [mark for mark in marks if mark is not None]
+        if not known or len(known) < len(marks):
+            return False
+        return self.reach(min(known))
+
+    def reach(self, watermark: int) -> bool:
+        """Move the source's watermark forward; False if there is nothing new."""
+        if self.watermark is not None and watermark <= self.watermark:
+            return False
+        self.watermark = watermark
+        return True
+
+    def idle(self, active: frozenset[str]) -> frozenset[str]:
+        """The splits that have brought no rows for the timeout."""
+        if self.spec.idle_timeout_ms is None:
+            return frozenset()
+        before = self._clock() - self.spec.idle_timeout_ms / 1000
+        return frozenset(split for split in active if self._last_rows.get(split, self._opened) <= before)
+
+    def ahead(self, active: frozenset[str]) -> frozenset[str]:
+        """The splits that are too far ahead of the one furthest behind, by ``max_drift_ms``."""
+        if self.spec.max_drift_ms is None or len(active) < 2:
+            return frozenset()
+        waited_for = active - self.idle(active)
+        marks = {s: self._tracker(s).watermark for s in waited_for}
+        if any(mark is None for mark in marks.values()):
+            # Nobody knows yet how far behind that one is.
+            return frozenset(s for s, mark in marks.items() if mark is not None)
+        low = min((mark for mark in marks.values() if mark is not None), default=0)
+        return frozenset(s for s, mark in marks.items() if mark is not None and mark - low > self.spec.max_drift_ms)
+
+    def _tracker(self, split: str) -> WatermarkTracker:
+        if split not in self._trackers:
+            self._trackers[split] = WatermarkTracker(self.spec, self._schema, self._clock)
+        return self._trackers[split]
 
 
 def _text(value: pa.Scalar) -> str | None:

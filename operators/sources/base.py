@@ -6,6 +6,8 @@ Invariants every source keeps:
   row after that batch.
 * The boundaries of the batches after a position are a function of the input and that position, so
   a restored job sees the same batches as one that never stopped.
+* A source of several *splits* (partitions, files that are read side by side) tells with every batch which
+  one it is from; event time is then followed per split, and is that of the split furthest behind.
 * An input that is not the one the position was taken from is refused (`SourceChangedError`), never
   read as if it were.
 """
@@ -14,11 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from enum import Enum
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import pyarrow as pa
 
-__all__ = ["Position", "Source", "SourceBatch"]
+__all__ = ["IDLE", "Idle", "Position", "Source", "SourceBatch", "SplitSource"]
 
 Position: TypeAlias = Any
 """A value that msgpack carries; only the source that made it can read it."""
@@ -26,10 +29,21 @@ Position: TypeAlias = Any
 
 @dataclass(frozen=True, slots=True)
 class SourceBatch:
-    """Rows, and the position after the last of them."""
+    """Rows of one split (a source without splits has one, called ""), and the source's position after them."""
 
     batch: pa.RecordBatch
     position: Position
+    split: str = ""
+
+
+class Idle(Enum):
+    """Type of `IDLE`."""
+
+    IDLE = "idle"
+
+
+IDLE: Literal[Idle.IDLE] = Idle.IDLE
+"""What a live source returns when it has nothing at present, so that others can go on meanwhile."""
 
 
 class Source(Protocol):
@@ -52,8 +66,23 @@ class Source(Protocol):
         Raises `SourceChangedError` if the input before the position is not what it was.
         """
 
-    def poll(self) -> SourceBatch | None:
-        """The next batch; None at the end of a bounded input. May block."""
+    def poll(self) -> SourceBatch | Literal[Idle.IDLE] | None:
+        """The next batch; None at the end of a bounded input; `IDLE` when there is nothing at present.
+
+        It may block for a while (tens of milliseconds where other sources of the job should go on).
+        """
 
     def close(self) -> None:
         """Stop every thread and release every file. May be called twice."""
+
+
+@runtime_checkable
+class SplitSource(Source, Protocol):
+    """A source whose rows come from several splits side by side."""
+
+    @property
+    def splits(self) -> frozenset[str]:
+        """The splits that may still bring rows; event time does not wait for the others."""
+
+    def pause(self, splits: frozenset[str]) -> None:
+        """Hold these splits back, and no others, until the next call: they are too far ahead in event time."""

@@ -63,6 +63,11 @@ class StreamBase:
         return self._event_time
 
     @property
+    def port(self) -> Port:
+        """Where the rows come from: a node of the job's graph, for verbs that take several streams."""
+        return self._port
+
+    @property
     def updates(self) -> Updates | None:
         """How the stream corrects itself; None if every row is a fact of its own."""
         return self._updates

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import PurePath
 from typing import Any, Self
 
+from operators.flow import EventTimeNode
 from operators.graph import Port, SinkNode, SourceNode
 from operators.sinks import CallbackSink, ParquetSink, PrintSink
 from operators.sinks.base import Sink
@@ -20,12 +21,12 @@ class EndVerbs(StreamBase):
     """Sinks, and the rows that a source set aside."""
 
     def bad_rows(self) -> Self:
-        """The rows of a source whose event time is null or too far in the future.
+        """The rows of a source (or of `assign_event_time`) whose event time is null or too far in the future.
 
         Only with ``on_bad_event_time="divert"``.
         """
         node = self._port.node
-        spec = node.event_time if isinstance(node, SourceNode) else None
+        spec = node.event_time if isinstance(node, SourceNode | EventTimeNode) else None
         if not isinstance(spec, EventTimeSpec) or spec.on_bad is not BadEventTime.DIVERT:
             raise ValueError('bad_rows: call it right on a source that is read with on_bad_event_time="divert"')
         return self._derive(

@@ -8,6 +8,7 @@ published; with ``crashes=0`` it is the undisturbed run to compare with.
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ def survive(
     directory: Path | None = None,
     event_time: str | None = "t",
     udafs: Sequence[Any] = (),
+    clock: Callable[[], float] = time.time,
     **read: Any,
 ) -> dict[str, pa.Table]:
     """What the pipeline publishes over these inputs, by output.
@@ -69,7 +71,7 @@ def survive(
     schemas: dict[str, pa.Schema] = {}
     while True:
         state = _opened(space, directory, udafs)
-        context = StreamContext(state=state, checkpoint_interval=None, worker_threads=2, udafs=udafs)
+        context = StreamContext(state=state, checkpoint_interval=None, worker_threads=2, udafs=udafs, clock=clock)
         streams = {
             name: context.from_batches(
                 _reader(batches, fate), batches[0].schema, event_time=event_time, name=name, **read

@@ -70,10 +70,36 @@ def test_a_watermark_that_comes_again_after_a_restore_changes_nothing() -> None:
     assert operator.seen == [5]
 
 
+def test_an_idle_input_does_not_hold_event_time_back_until_it_moves_again() -> None:
+    operator, (left, right) = joined(2)
+    left.advance(100)
+    right.idle()
+    assert operator.seen == [100]
+    left.advance(150)
+    right.advance(120)
+    left.advance(200)
+    right.advance(180)
+    assert operator.seen == [100, 150, 180]
+
+
+def test_an_operator_is_idle_when_all_its_inputs_are() -> None:
+    operator, (left, right) = joined(2)
+    below = Recorder()
+    operator.output.targets.append(Edge(Inputs(below, 1), 0))
+    told = []
+    below.on_idle = lambda: told.append("idle")  # type: ignore[method-assign]
+    left.idle()
+    assert told == []
+    right.idle()
+    assert told == ["idle"]
+
+
 @dataclass
 class Driver:
     timed: bool
     watermark: int | None = None
+    waiting: bool = False
+    max_drift_ms: int | None = None
 
 
 def test_the_source_furthest_behind_in_event_time_is_polled_next() -> None:
@@ -82,3 +108,12 @@ def test_the_source_furthest_behind_in_event_time_is_polled_next() -> None:
     c.watermark = 3
     assert _round([a, b, c, untimed]) == [b, untimed]  # type: ignore[arg-type,comparison-overlap]
     assert _round([untimed, Driver(False)]) == [untimed, Driver(False)]  # type: ignore[arg-type,comparison-overlap]
+
+
+def test_a_source_that_has_nothing_does_not_keep_the_others_waiting_but_they_stay_near() -> None:
+    slow, fast = Driver(True, 5, waiting=True), Driver(True, 100)
+    assert _round([slow, fast]) == [slow, fast]  # type: ignore[arg-type,comparison-overlap]
+    fast.max_drift_ms = 50
+    assert _round([slow, fast]) == [slow]  # type: ignore[arg-type,comparison-overlap]
+    slow.watermark = 60
+    assert _round([slow, fast]) == [slow, fast]  # type: ignore[arg-type,comparison-overlap]
