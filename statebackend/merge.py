@@ -82,10 +82,12 @@ class TableLayout:
     def for_reading(cls, spec: TableSpec, hasher: Hasher, merger: StateMerger | None = None) -> TableLayout:
         """The layout for looking at stored rows, without the functions that merge states."""
         canonical = canonical_schema(spec.schema)
-        extra = [pa.field(HASH_COLUMN, pa.uint64(), nullable=False)]
+        columns, extra = list(canonical), [pa.field(HASH_COLUMN, pa.uint64(), nullable=False)]
         if spec.kind is TableKind.UPSERT:
+            # A deletion has nulls wherever it has no key.
+            columns = [f if f.name in spec.key else f.with_nullable(True) for f in canonical]
             extra.append(pa.field(TOMBSTONE_COLUMN, pa.bool_(), nullable=False))
-        return cls(spec, hasher, canonical, pa.schema([*canonical, *extra]), merger)
+        return cls(spec, hasher, canonical, pa.schema([*columns, *extra]), merger)
 
     @property
     def fingerprint(self) -> str | None:

@@ -562,3 +562,20 @@ def test_writers_on_many_threads_lose_nothing(open_again: Open) -> None:
         t.join(30)
     commit(backend)
     assert len(rows(open_again().table(KV).scan())) == 100
+
+
+def test_columns_without_nulls_can_be_deleted_and_read_back(open_again: Open) -> None:
+    strict = pa.schema([pa.field("key", pa.string(), nullable=False), pa.field("value", pa.int64(), nullable=False)])
+    spec = TableSpec(name="strict", schema=strict, key=("key",), kind=TableKind.UPSERT)
+    backend = open_again()
+    table = backend.table(spec)
+    table.write(pa.record_batch([["a", "b"], [1, 2]], schema=strict))
+    table.delete(pa.record_batch([["a"]], schema=strict.remove(1)))
+    commit(backend)
+    backend.close()
+    table = open_again().table(spec)
+    assert rows(table.scan()) == [("b", 2)]
+    assert table.scan()[0].schema == strict
+    assert table.lookup(pa.record_batch([["a", "b"]], schema=strict.remove(1))).hit.to_pylist() == [False, True]
+    table.write(pa.record_batch([["a"], [3]], schema=strict))
+    assert sorted(rows(table.scan())) == [("a", 3), ("b", 2)]
