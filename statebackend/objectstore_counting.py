@@ -15,11 +15,11 @@ __all__ = ["CountingObjectStore", "OperationCount", "object_kind"]
 
 
 def object_kind(name: str) -> str:
-    """What an object is, by its name: manifest, flushed or merged SSTable, savepoint."""
+    """What an object is, by its name: manifest, flushed or merged SSTable, savepoint, inherited by a branch."""
     directory, _, file = name.partition("/")
     if directory == "sst":
         return {"w": "flushed", "c": "merged"}.get(file[:1], "sstable")
-    return directory if directory in ("manifest", "savepoint") else "other"
+    return {"manifest": "manifest", "savepoint": "savepoint", "root": "inherited"}.get(directory, "other")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,8 +20,8 @@ from statebackend.metrics import (
     TableMetrics,
     TaskState,
 )
-from statebackend.objectstore_counting import CountingObjectStore, OperationCount
-from statebackend.objectstore_wrappers import RetryingObjectStore
+from statebackend.objectstore_counting import OperationCount
+from statebackend.objectstore_stack import ObjectStoreStack
 from statebackend.progress import TaskProgress
 from statebackend.settings import StoreSettings
 from statebackend.table import LsmTable
@@ -33,10 +33,8 @@ __all__ = ["StoreObserver"]
 class StoreObserver:
     """Reads the parts of one store; writes nothing but the stalls that it is told of."""
 
-    url: str
     settings: StoreSettings
-    objects: CountingObjectStore
-    retrying: RetryingObjectStore
+    stack: ObjectStoreStack
     reader: BlockReader
     flusher: MemtableFlusher
     compactor: Compactor
@@ -76,11 +74,11 @@ class StoreObserver:
         tables = tuple(
             _table(name, manifest.tables.get(name), opened.get(name)) for name in sorted({*opened, *manifest.tables})
         )
-        requests = self.objects.snapshot()
+        requests = self.stack.counting.snapshot()
         frozen = sum(f.nbytes for t in opened.values() for f in t.frozen)
         return StoreMetrics(
             store_id=manifest.store_id,
-            url=self.objects.describe(),
+            url=self.stack.top.describe(),
             checkpoint_id=int(manifest.checkpoint_id),
             checkpoint_created_ms=checkpoint.created_ms if checkpoint is not None else None,
             manifest_number=int(manifest.number),
@@ -97,7 +95,7 @@ class StoreObserver:
             ),
             amplification=_amplification(tables, requests, self.collector.kept_bytes, manifest),
             requests=requests,
-            retries=self.retrying.retries,
+            retries=self.stack.retrying.retries,
             checkpoints=self.flusher.durations.snapshot(),
             commits=self.flusher.commits,
             conflicts=self.flusher.conflicts,
@@ -117,6 +115,14 @@ class StoreObserver:
         cache = self.reader.cache
         hits, misses = cache.requests
         yield CacheMetrics(name="block", hits=hits, misses=misses, bytes=cache.nbytes, bytes_max=cache.bytes_max)
+        if (disk := self.stack.caching) is not None:
+            yield CacheMetrics(
+                name="disk",
+                hits=disk.hits,
+                misses=disk.misses,
+                bytes=disk.cache.nbytes,
+                bytes_max=disk.cache.bytes_max,
+            )
 
 
 def _status(task: str, progress: TaskProgress, backlog: int, fatal: BaseException | None = None) -> BackgroundStatus:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 __all__ = ["StoreSettings"]
@@ -18,6 +19,10 @@ class StoreSettings:
     saves more than half of the bytes of typical state.
 
     ``cache_bytes``: bytes of decoded blocks kept in memory; what was just flushed is kept first.
+
+    ``disk_cache_dir``, ``disk_cache_bytes``: keep chunks of SSTables in this local directory, up to so many bytes,
+    so that a remote store is read once; for storage that is slower than the local disk. Processes may share it.
+    None: no such cache. It holds rows in plain form; delete it when a backup of a store is put in the store's place.
 
     ``memory_bytes``: bytes of rows not yet in files. Beyond it the largest MemTables are flushed early, before
     their checkpoint; beyond twice it, writers wait until the storage has taken some.
@@ -50,6 +55,8 @@ class StoreSettings:
     block_rows: int = 32_768
     compression: str | None = "lz4"
     cache_bytes: int = 256 << 20
+    disk_cache_dir: str | os.PathLike[str] | None = None
+    disk_cache_bytes: int = 4 << 30
     memory_bytes: int = 512 << 20
     l0_files_max: int = 8
     compaction_rows: int = 1 << 20
@@ -69,6 +76,7 @@ class StoreSettings:
             raise ValueError(f"compression must be 'lz4', 'zstd' or None, not {self.compression!r}")
         for name in (
             "block_rows",
+            "disk_cache_bytes",
             "memory_bytes",
             "l0_files_max",
             "compaction_rows",

@@ -35,10 +35,8 @@ from statebackend.memtable import FrozenMemTable
 from statebackend.merge import TableLayout
 from statebackend.metrics import Sample, StoreMetrics
 from statebackend.metrics_server import MetricsServer
-from statebackend.objectstore import ObjectStore, open_object_store
-from statebackend.objectstore_counting import CountingObjectStore
-from statebackend.objectstore_roots import RootedObjectStore, root_opener
-from statebackend.objectstore_wrappers import RetryingObjectStore, RetryPolicy
+from statebackend.objectstore_base import ObjectStore
+from statebackend.objectstore_stack import ObjectStoreStack
 from statebackend.observer import StoreObserver
 from statebackend.runtime import IsolatedRuntime
 from statebackend.settings import StoreSettings
@@ -62,8 +60,7 @@ class StateStore:
     def __init__(
         self,
         url: str,
-        retrying: RetryingObjectStore,
-        objects: CountingObjectStore,
+        stack: ObjectStoreStack,
         fenceable: FenceableManifest,
         found: Manifest,
         runtime: IsolatedRuntime,
@@ -73,13 +70,13 @@ class StateStore:
         hasher: Hasher,
         udafs: Mapping[str, AggregateUDF],
     ) -> None:
+        objects = stack.top
         # Constant after construction.
         self.url = url
         self.settings = settings
         self.restored = found.checkpoint
         self.reader = BlockReader(objects, BlockCache(settings.cache_bytes))
         self.lock = threading.RLock()
-        self._objects = objects
         self._runtime = runtime
         self._clock = clock
         self._hasher = hasher
@@ -91,7 +88,7 @@ class StateStore:
         )
         self._collector = GarbageCollector(objects, ManifestStore(objects), self.reader.in_use, clock)
         self._observer = StoreObserver(
-            url=url, settings=settings, objects=objects, retrying=retrying, reader=self.reader,
+            settings=settings, stack=stack, reader=self.reader,
             flusher=self._flusher, compactor=self._compactor, collector=self._collector,
         )  # fmt: skip
         self._metrics_server: MetricsServer | None = None
@@ -135,27 +132,15 @@ class StateStore:
         runtime = IsolatedRuntime("statestore", io_threads=settings.io_threads, cpu_threads=settings.cpu_threads)
         runtime.start()
         try:
-            inner = objects or open_object_store(
-                os.fspath(url),
-                runtime.io_executor,
-                storage_options=storage_options,
-                allow_unsafe_create=allow_unsafe_create,
-                timeout_s=settings.request_timeout_s,
-            )
-            rooted = RootedObjectStore(
-                inner,
-                open_root
-                or root_opener(
-                    os.fspath(url), runtime.io_executor, storage_options, root_options, settings.request_timeout_s
-                ),
-            )
-            policy = RetryPolicy(timeout_s=settings.request_timeout_s)
-            retrying = RetryingObjectStore(rooted, policy, sleep=clock.sleep, rng=rng)
-            counted = CountingObjectStore(retrying)
-            fenceable, found = runtime.call(_take_over(counted, clock, rng, settings), None)
-            rooted.use({number: root.url for number, root in found.roots.items()})
+            stack = ObjectStoreStack.open(
+                os.fspath(url), runtime.io_executor, settings, clock, rng, objects=objects, open_root=open_root,
+                storage_options=storage_options, root_options=root_options, allow_unsafe_create=allow_unsafe_create,
+            )  # fmt: skip
+            fenceable, found = runtime.call(_take_over(stack.top, clock, rng, settings), None)
+            stack = stack.cached(settings, runtime.io_executor, fenceable.manifest.store_id)
+            stack.rooted.use({number: root.url for number, root in found.roots.items()})
             store = cls(
-                os.fspath(url), retrying, counted, fenceable, found, runtime, settings, clock, rng,
+                os.fspath(url), stack, fenceable, found, runtime, settings, clock, rng,
                 hasher or Hasher(), dict(udafs or {}),
             )  # fmt: skip
             if settings.metrics_port is not None:
@@ -168,7 +153,7 @@ class StateStore:
         if settings.gc_interval_s is not None:
             runtime.submit(store._collect(settings.gc_interval_s), background=True)
         logger.info(
-            "opened %s at checkpoint %d, writer epoch %d", counted.describe(), found.checkpoint_id, fenceable.epoch,
+            "opened %s at checkpoint %d, writer epoch %d", stack.top.describe(), found.checkpoint_id, fenceable.epoch,
             extra=store._context(checkpoint_id=int(found.checkpoint_id)),
         )  # fmt: skip
         return store
