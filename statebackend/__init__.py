@@ -48,6 +48,7 @@ from statebackend.errors import (
     UnsupportedFormatError,
 )
 from statebackend.ids import CheckpointId, StoreId
+from statebackend.keys import rows_equal
 from statebackend.kv import KeyValueStore, open_kv
 from statebackend.lsm_backend import backend_names, open_backend
 from statebackend.memory_backend import MemoryStateBackend, MemoryStateSpace
@@ -104,6 +105,7 @@ __all__ = [
     "open_backend",
     "open_checkpoint",
     "open_kv",
+    "rows_equal",
 ]
 
 # A library says nothing by itself: without this, logging prints warnings that no handler of the application takes.

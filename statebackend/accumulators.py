@@ -23,13 +23,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from datafusion import AggregateUDF, DataFrame, ExecutionPlan, Expr, SessionContext, col, udf
 
-from statebackend.aggregate_declaration import Declaration, column_name, key_name
+from statebackend.aggregate_declaration import Declaration, Output, column_name, key_name
 from statebackend.aggregate_expressions import AggregateReader
 from statebackend.aggregate_trial import Trial, aggregate_slots, partial_node
 from statebackend.errors import UnsupportedAggregateError
@@ -48,6 +49,7 @@ class StateMerger:
 
     def __init__(self, declaration: Declaration, udafs: Mapping[str, AggregateUDF]) -> None:
         self._declaration = declaration
+        self._udafs = udafs
         trial = Trial(declaration, tuple(udafs.values()))
         self._slots = trial.slots
         keys = [pa.field(key.name, key.type) for key in declaration.keys]
@@ -107,6 +109,10 @@ class StateMerger:
         """The group columns and the finalised aggregates under their output names."""
         return self._result_schema
 
+    def regrouped(self, keys: pa.Schema) -> StateMerger:
+        """The same aggregates under other group columns; the state columns keep their names."""
+        return StateMerger(replace(self._declaration, keys=keys), self._udafs)
+
     def reduce(self, states: Sequence[pa.RecordBatch]) -> list[pa.RecordBatch]:
         """Merge states in their order: ``state_schema`` in and out, one row per key.
 
@@ -136,13 +142,16 @@ class StateMerger:
     def _to_result(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         columns, keys = batch.columns, len(self._key_schema)
         results = columns[keys:]
-        arrays = [
-            results[output.call]
-            if output.nan is None
-            else _with_nan(results[output.call], results[output.nan], self._declaration.calls[output.call].function)
-            for output in self._declaration.outputs
-        ]
+        arrays = [self._output(output, results) for output in self._declaration.outputs]
         return pa.RecordBatch.from_arrays([*columns[:keys], *arrays], schema=self._result_schema)
+
+    def _output(self, output: Output, results: Sequence[pa.Array]) -> pa.Array:
+        value = results[output.call]
+        if output.nan is not None:
+            return _with_nan(value, results[output.nan], self._declaration.calls[output.call].function)
+        if output.seen is not None:
+            return pc.if_else(pc.equal(results[output.seen], 0), pa.scalar(None, value.type), value)
+        return value
 
     def _check(self, state: pa.RecordBatch) -> None:
         """Run every step once on the trial's states, and on no rows."""
@@ -177,12 +186,14 @@ class Aggregation:
         *,
         udafs: Sequence[AggregateUDF] = (),
         relation: str | None = None,
+        retractable: bool = False,
     ) -> Aggregation:
         """Compile a ``GROUP BY`` over batches of ``input_schema``.
 
         ``aggregates`` are single aggregate functions, with alias, filter, order, distinct and null
         treatment as wanted; ``udafs`` the Python UDAFs among them. ``relation`` is the table name
         with which the expressions qualify their columns, if they do (expressions taken from SQL).
+        ``retractable``: rows will be taken back (`retract`), which only count, sum and avg allow.
 
         Raises `UnsupportedAggregateError` for what cannot be kept as state, `ValueError` for no
         keys, no aggregates, duplicate names, or an expression that does not fit ``input_schema``.
@@ -195,7 +206,7 @@ class Aggregation:
         rows = _qualified(session.table("rows"), relation)
         try:
             keys = rows.select(*group_by).schema()
-            reader = AggregateReader(session, rows)
+            reader = AggregateReader(session, rows, retractable=retractable)
             outputs = tuple(reader.read(expr) for expr in aggregates)
         except (UnsupportedAggregateError, ValueError):
             raise
@@ -239,6 +250,20 @@ class Aggregation:
         Raises `ValueError` or `TypeError` when a batch has other columns.
         """
         return [self._merger.adopt(batch) for batch in self._partial.run(batches)]
+
+    def retract(self, batches: Sequence[pa.RecordBatch]) -> list[pa.RecordBatch]:
+        """States that take these rows back when they are merged with those of `partial`.
+
+        For an aggregation compiled with ``retractable``. The states of floats are rounded each time, and a NaN or
+        an infinity that was added cannot be subtracted again.
+        """
+        keys = len(self._merger.key_schema)
+        return [
+            pa.RecordBatch.from_arrays(
+                [*states.columns[:keys], *map(_negated, states.columns[keys:])], schema=states.schema
+            )
+            for states in self.partial(batches)
+        ]
 
 
 class _Merge(Protocol):
@@ -298,6 +323,11 @@ def _relabel(columns: Sequence[pa.Array], schema: pa.Schema) -> pa.RecordBatch:
     """These columns under ``schema``, cast where the type differs (canonical type against DataFusion's)."""
     arrays = [recast(column, field.type) for column, field in zip(columns, schema, strict=True)]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _negated(column: pa.Array) -> pa.Array:
+    kind = column.type
+    return pc.negate(column.cast(pa.int64())).view(kind) if kind == pa.uint64() else pc.negate(column)
 
 
 def _with_nan(extremum: pa.Array, nan: pa.Array, function: str) -> pa.Array:

@@ -110,17 +110,21 @@ class AggregateCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    """One result column: the result of a call, and of the call that tells whether it saw a NaN.
+    """One result column: the result of a call, and of the calls that tell what it saw.
 
-    DataFusion's grouped ``min`` and ``max`` forget what they saw before a NaN, so their answer
-    depends on the order of the rows. A minimum or maximum of floats is therefore taken over the
-    numbers alone, beside a ``bool_or`` of *is NaN*; together they give what DataFusion gives
-    without GROUP BY, where a NaN is greater than every number.
+    ``nan``: whether it saw a NaN. DataFusion's grouped ``min`` and ``max`` forget what they saw
+    before a NaN, so their answer depends on the order of the rows. A minimum or maximum of floats is
+    therefore taken over the numbers alone, beside a ``bool_or`` of *is NaN*; together they give what
+    DataFusion gives without GROUP BY, where a NaN is greater than every number.
+
+    ``seen``: how many values a sum has seen, where rows can be retracted: the sum of none is null, and its
+    state alone cannot tell that from zero.
     """
 
     name: str
     call: int
     nan: int | None = None
+    seen: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +154,7 @@ class Declaration:
             "keys": self.keys.serialize().to_pybytes(),
             "columns": self.columns.serialize().to_pybytes(),
             "calls": [_encode_call(call) for call in self.calls],
-            "outputs": [{"name": o.name, "call": o.call, "nan": o.nan} for o in self.outputs],
+            "outputs": [_encode_output(output) for output in self.outputs],
         }
 
     @classmethod
@@ -171,6 +175,7 @@ class Declaration:
                     name=str(o["name"]),
                     call=_number(o["call"], len(calls)),
                     nan=None if o["nan"] is None else _number(o["nan"], len(calls)),
+                    seen=_number(o["seen"], len(calls)) if "seen" in o else None,
                 )
                 for o in value["outputs"]
             )
@@ -195,6 +200,11 @@ def _read_schema(data: bytes) -> pa.Schema:
 def _type_bytes(kind: pa.DataType) -> bytes:
     data: bytes = pa.schema([pa.field("", kind)]).serialize().to_pybytes()
     return data
+
+
+def _encode_output(output: Output) -> dict[str, Any]:
+    seen = {} if output.seen is None else {"seen": output.seen}
+    return {"name": output.name, "call": output.call, "nan": output.nan, **seen}
 
 
 def _encode_call(call: AggregateCall) -> dict[str, Any]:

@@ -30,6 +30,9 @@ _NAME, _ARG, _FILTER, _ORDER, _DISTINCT, _DEFINITION, _NULLS = 1, 2, 3, 4, 5, 6,
 _SORT_EXPR, _ASCENDING, _NULLS_FIRST = 1, 2, 3
 _IGNORE_NULLS = 1
 
+RETRACTABLE = frozenset({"count", "sum", "avg"})
+"""Functions whose states are merged by adding, so that rows are taken back by adding their negated states."""
+
 _IDEMPOTENT = ("min", "max", "bool_and", "bool_or", "bit_and", "bit_or")
 
 
@@ -41,8 +44,9 @@ class AggregateReader:
     each has a column of its own.
     """
 
-    def __init__(self, session: SessionContext, rows: DataFrame) -> None:
+    def __init__(self, session: SessionContext, rows: DataFrame, *, retractable: bool = False) -> None:
         self._session = session
+        self._retractable = retractable
         self._rows = rows
         self._numbers: dict[bytes, int] = {}
         self._calls: dict[AggregateCall, int] = {}
@@ -83,12 +87,37 @@ class AggregateReader:
             filter=None if where is None else self._column(_decode(where[0], name, self._session)),
         )
         _refuse_undefined(call, self.types)
+        if self._retractable:
+            return self._read_retractable(name, call)
         if function in ("min", "max") and pa.types.is_floating(call.args[0].type):
             number, is_nan = self._nan_apart(args[0])
             flag = replace(call, function="bool_or", args=(Argument(type=pa.bool_(), column=is_nan),))
             call = replace(call, args=(Argument(type=self.types[number], column=number),))
             return Output(name=name, call=self._call(call), nan=self._call(flag))
         return Output(name=name, call=self._call(call))
+
+    def _read_retractable(self, name: str, call: AggregateCall) -> Output:
+        """A call whose states can be subtracted, and for a sum how many values it has seen."""
+        if call.function not in RETRACTABLE or call.distinct:
+            raise UnsupportedAggregateError(
+                f"{call.described()}: rows can be taken back from {', '.join(sorted(RETRACTABLE))} "
+                "without DISTINCT only; of the other aggregates the state does not tell what remains"
+            )
+        if call.function == "count":
+            return Output(name=name, call=self._call(call))
+        kind = call.args[0].type
+        if call.function == "avg" and (pa.types.is_decimal(kind) or pa.types.is_duration(kind)):
+            # DataFusion divides these in whole numbers, by zero where every row was taken back.
+            raise UnsupportedAggregateError(
+                f"{call.described()}: an average from which rows can be taken back needs floats or integers; "
+                "cast the column"
+            )
+        if pa.types.is_unsigned_integer(kind):
+            raise UnsupportedAggregateError(
+                f"{call.described()}: a sum from which rows can be taken back needs a signed type; cast the column"
+            )
+        seen = None if call.function == "avg" else self._call(replace(call, function="count"))
+        return Output(name=name, call=self._call(call), seen=seen)
 
     def _call(self, call: AggregateCall) -> int:
         return self._calls.setdefault(call, len(self._calls))
