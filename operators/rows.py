@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from operators.windows import Int64Array
 
-__all__ = ["combined", "group_codes", "ranges", "segmented_running_max", "stable_order"]
+__all__ = ["combined", "group_codes", "integers_of", "ranges", "segmented_running_max", "stable_order"]
 
 _PACKED_MAX = 1 << 62
 
@@ -29,16 +29,15 @@ def group_codes(columns: Sequence[pa.Array], rows: int) -> tuple[Int64Array, int
     """One integer per row, equal exactly where all columns are equal, and a bound above all of them.
 
     Null equals null, NaN equals NaN and -0.0 equals 0.0, as for the keys of state tables. Without columns all
-    ``rows`` are one group. Nested types are not supported (``pa.ArrowNotImplementedError``).
+    ``rows`` are one group. Lists and maps are not supported (``pa.ArrowNotImplementedError``).
     """
     codes = np.zeros(rows, dtype=np.int64)
     bound = 1
-    for column in columns:
-        encoded = pc.dictionary_encode(_comparable(column), null_encoding="encode")
-        values = max(len(encoded.dictionary), 1)
+    for column in _without_structs(columns):
+        numbers, values = _numbered(column, _PACKED_MAX // bound)
         if bound > _PACKED_MAX // values:
             codes, bound = _densified(codes)
-        codes = codes * values + encoded.indices.to_numpy(zero_copy_only=False)
+        codes = codes * values + numbers if bound > 1 else numbers
         bound *= values
     return codes, bound
 
@@ -70,6 +69,43 @@ def segmented_running_max(segments: Int64Array, values: Int64Array) -> Int64Arra
     reached = np.maximum.accumulate(segments * len(values) + ranks) - segments * len(values)
     result: Int64Array = values[order[reached]]
     return result
+
+
+def integers_of(column: pa.Array) -> Int64Array | None:
+    """The values of a column that holds nothing but integers underneath, times among them; else None."""
+    kind, types = column.type, pa.types
+    if column.null_count or not (types.is_integer(kind) or types.is_temporal(kind)) or types.is_interval(kind):
+        return None
+    if kind == pa.uint64():
+        # Ordered as they were.
+        shifted: Int64Array = (column.to_numpy() ^ np.uint64(1 << 63)).view(np.int64)
+        return shifted
+    whole = column if types.is_integer(kind) else column.view(pa.int32() if kind.bit_width == 32 else pa.int64())
+    values: Int64Array = whole.to_numpy().astype(np.int64, copy=False)
+    return values
+
+
+def _numbered(column: pa.Array, limit: int) -> tuple[Int64Array, int]:
+    """One integer per value, and a bound above all of them.
+
+    Integers stand for themselves, counted from the smallest, if that stays within the limit.
+    """
+    values = integers_of(column)
+    if values is not None and len(values):
+        low, high = int(values.min()), int(values.max())
+        if high - low < limit:
+            return values - low, high - low + 1
+    encoded = pc.dictionary_encode(_comparable(column), null_encoding="encode")
+    return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), max(len(encoded.dictionary), 1)
+
+
+def _without_structs(columns: Sequence[pa.Array]) -> Iterator[pa.Array]:
+    for column in columns:
+        if pa.types.is_struct(column.type):
+            yield column.is_valid()
+            yield from _without_structs(column.flatten())
+        else:
+            yield column
 
 
 def _comparable(column: pa.Array) -> pa.Array:

@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import PurePath
 from typing import Any, Self
 
+import pyarrow as pa
+
 from operators.flow import EventTimeNode
-from operators.graph import Port, SinkNode, SourceNode
+from operators.graph import Port, SinkNode, SourceNode, StepNode
 from operators.sinks import CallbackSink, ParquetSink, PrintSink
 from operators.sinks.base import Sink
 from operators.verbs.base import StreamBase
@@ -35,6 +37,15 @@ class EndVerbs(StreamBase):
             event_time=None,
             time_note="bad rows have no watermark",
         )
+
+    def late_rows(self) -> Self:
+        """The input rows of a window, a deduplication and the like that came too late to count."""
+        node = self._port.node
+        if isinstance(node, StepNode | SinkNode) or "late" not in node.output_names:
+            raise ValueError("late_rows: only an operator that sets late rows aside has them; call it right there")
+        schema: pa.Schema = getattr(node, "input_schema")  # noqa: B009 - every node with late rows has one
+        port = Port(node, node.output_names.index("late"))
+        return self._derive(port, schema, event_time=None, time_note="late rows have no watermark")
 
     def sink(self, sink: Sink, *, name: str | None = None) -> Self:
         """Hand every batch to a sink."""

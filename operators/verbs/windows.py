@@ -168,13 +168,6 @@ class WindowVerbs(StreamBase):
         result = count_window_schema(aggregation, grouped=grouped)
         return self._derive(Port(node), result, event_time=None, time_note="count windows have no event time")
 
-    def late_rows(self) -> Self:
-        """The input rows of a window that came after all their windows were closed."""
-        node = self._port.node
-        if not isinstance(node, WindowNode | SessionNode):
-            raise ValueError("late_rows: only the result of a window verb has late rows; call it right there")
-        return self._derive(Port(node, 1), node.input_schema, event_time=None, time_note="late rows have no watermark")
-
     def _windowed(
         self,
         verb: str,

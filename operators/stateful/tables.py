@@ -1,0 +1,39 @@
+"""What several operators do with their tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+
+from statebackend import StateTable
+
+__all__ = ["sweep", "unused_name"]
+
+_HASHES = 1 << 64
+_SWEEP_ROWS = 1 << 17
+"""Rows that `sweep` reads at once, about."""
+
+
+def sweep(table: StateTable, *, merged: bool = True) -> Iterator[list[pa.RecordBatch]]:
+    """All live rows of a table in pieces of bounded size, by ranges of the hash of the partition key.
+
+    All rows of one key are in one piece. The table must not be written to meanwhile.
+    """
+    low, width = 0, _HASHES >> 6
+    while low < _HASHES:
+        high = min(low + width, _HASHES)
+        found = table.scan(hash_range=(low, high), merged=merged)
+        if found:
+            yield found
+        # Hashes are evenly spread, so the next range holds as many rows for its width.
+        rows = sum(batch.num_rows for batch in found)
+        width = max(1, min(width * _SWEEP_ROWS // max(1, rows), 8 * width))
+        low = high
+
+
+def unused_name(base: str, names: Sequence[str]) -> str:
+    """``base``, with as many underscores behind it as it takes to differ from all names."""
+    while base in names:
+        base += "_"
+    return base
