@@ -1,8 +1,8 @@
 """Reads events of one kind, in the order of their numbers, from files that anyone may have written.
 
-What is asked of the files: the columns, of types that convert to those of `SCHEMAS` without loss, rows in
-the order of ``seq`` within each file, and no two files of a kind whose ranges of ``seq`` overlap. Names, sizes
-and number of the files do not matter.
+What is asked of the files: the columns, of types that convert to those of `SCHEMAS` without loss, and within each
+file the order of ``seq`` (a row that is out of it comes as late as it stands). Names, sizes and number of the files,
+and how the rows are spread over them, do not matter.
 
 A batch of any kind covers about as many events as a batch of any other, so that a query over two kinds
 reads them side by side, and counts of events are met closely.
@@ -14,11 +14,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from operators.errors import BadInputError, SchemaError
 from operators.nexmark.counter import EventCounter
+from operators.nexmark.merge import MergedFiles
 from operators.nexmark.model import SCHEMAS, SEQ, Kind
-from operators.sources import ParquetSource, Position, SourceBatch
+from operators.sources import Position, SourceBatch
 
 __all__ = ["EventFiles", "EventSource"]
 
@@ -26,7 +28,7 @@ __all__ = ["EventFiles", "EventSource"]
 class EventFiles:
     """The three directories below ``directory``, a path or fsspec URL; some may be missing.
 
-    Raises `BadInputError` and `SchemaError` as `ParquetSource` does, and if none is there.
+    Raises `BadInputError` and `SchemaError` as `MergedFiles` does, and if none is there.
     """
 
     def __init__(self, directory: str) -> None:
@@ -37,13 +39,13 @@ class EventFiles:
         self._missing: dict[Kind, BadInputError] = {}
         for kind in Kind:
             try:
-                source = ParquetSource(self.path(kind), [SEQ], order_by=SEQ)
+                source = MergedFiles(self.path(kind), [SEQ], batch_rows=1)
             except BadInputError as error:
                 self._missing[kind] = error
                 continue
             self._rows[kind] = source.total_rows
-            if source.order_range is not None:
-                self.events = max(self.events, int(source.order_range[1]) + 1)
+            if source.last_number is not None:
+                self.events = max(self.events, source.last_number + 1)
         if not self._rows:
             raise self._missing[Kind.BID]
 
@@ -78,7 +80,7 @@ class EventSource:
         self._schema = pa.schema([SCHEMAS[kind].field(name) for name in columns])
         self._path = path
         read = list(dict.fromkeys([*columns, SEQ]))
-        self._parquet = ParquetSource(path, read, batch_rows=batch_rows, order_by=SEQ)
+        self._files = MergedFiles(path, read, batch_rows=batch_rows)
 
     @property
     def schema(self) -> pa.Schema:
@@ -88,7 +90,7 @@ class EventSource:
     @property
     def total_rows(self) -> int:
         """Rows of all files."""
-        return self._parquet.total_rows
+        return self._files.total_rows
 
     def describe(self) -> Mapping[str, Any]:
         """Kind and columns."""
@@ -97,23 +99,23 @@ class EventSource:
     def open(self, position: Position | None) -> None:
         """Start at a position: that of the files, and the events before it."""
         self._counter.open(self._kind, 0 if position is None else position["events"])
-        self._parquet.open(None if position is None else position["files"])
+        self._files.open(None if position is None else position["files"])
 
     def poll(self) -> SourceBatch | None:
         """The next batch, None at the end."""
         self._counter.poll()
-        item = self._parquet.poll()
+        item = self._files.poll()
         if item is None:
             self._counter.end(self._kind)
             return None
         batch = item.batch
-        events = batch.column(SEQ)[batch.num_rows - 1].as_py() + 1
+        events = pc.max(batch.column(SEQ)).as_py() + 1
         self._counter.reach(self._kind, events)
         return SourceBatch(self._conform(batch), {"files": item.position, "events": events})
 
     def close(self) -> None:
         """Close the files."""
-        self._parquet.close()
+        self._files.close()
 
     def _conform(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         columns = []

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from operators.errors import BadInputError, SchemaError
-from operators.sources.base import SourceBatch
+from operators.sources.base import Position, SourceBatch
 from operators.sources.file_source import FileSource
 from operators.sources.files import FileSet, InputFile, InputPath, ReadRange, path_text
 
@@ -93,6 +93,27 @@ class ParquetSource(FileSource):
     def total_rows(self) -> int:
         """Rows of all files, from their footers."""
         return sum(self._rows)
+
+    def chains(self, column: str) -> list[list[str]]:
+        """The files as few lists in each of which the ranges of a column grow from file to file without overlap.
+
+        Paths or URLs, files without rows left out. More than one list means that the files have to be merged.
+        """
+        ranges = ((self._range_of(file, column), file.path) for file in self._set.files)
+        chains: list[tuple[Any, list[str]]] = []
+        for (low, high), path in sorted((r, p) for r, p in ranges if r is not None):
+            text = path if self._set.local else str(self._set.fs.unstrip_protocol(path))
+            # Of the chains that have ended, the one that ended last, so that there are as few as can be.
+            ended = max((i for i, (end, _) in enumerate(chains) if end < low), key=lambda i: chains[i][0], default=None)
+            if ended is None:
+                chains.append((high, [text]))
+            else:
+                chains[ended] = (high, [*chains[ended][1], text])
+        return [paths for _, paths in chains]
+
+    def position_before(self, position: Position, rows: int) -> Position:
+        """So many rows before a position that came with a batch, within that batch."""
+        return {**position, "offset": position["offset"] - rows, "rows": position["rows"] - rows}
 
     def _read(self, index: int, offset: int, rows: int) -> Generator[SourceBatch, None, None]:
         for i in range(index, len(self._set.files)):

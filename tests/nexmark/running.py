@@ -9,12 +9,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
+from operators.nexmark.merge import MergedFiles
 from operators.nexmark.queries import QUERIES
 from operators.nexmark.run import QueryRun, RunReport, RunSettings
 from operators.report import JobOutcome
+from operators.sources import SourceBatch
 from tests.nexmark.reference import expected
 
-__all__ = ["CrashError", "assert_equals_reference", "output_of", "run", "run_with_crashes"]
+__all__ = ["CrashError", "assert_equals_reference", "drain", "output_of", "run", "run_with_crashes"]
 
 
 class CrashError(Exception):
@@ -66,6 +68,15 @@ def run_with_crashes(query: str, events: Path, directory: Path, crashes: list[in
     restored = report.restored_from
     assert restored is not None
     return report
+
+
+def drain(source: MergedFiles, position: object = None) -> list[SourceBatch]:
+    """All batches after a position."""
+    source.open(position)
+    try:
+        return list(iter(source.poll, None))
+    finally:
+        source.close()
 
 
 def output_of(directory: Path) -> pa.Table:

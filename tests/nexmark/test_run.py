@@ -9,14 +9,18 @@ import sys
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import pytest
 
 from operators.cli import main
+from operators.errors import SourceChangedError
 from operators.nexmark.counter import EventCounter
+from operators.nexmark.merge import MergedFiles
 from operators.nexmark.queries import QUERIES
+from operators.sources import ParquetSource
 from tests.nexmark.conftest import EVENTS
 from tests.nexmark.reference import expected
-from tests.nexmark.running import assert_equals_reference, output_of, run
+from tests.nexmark.running import assert_equals_reference, drain, output_of, run, run_with_crashes
 
 KEYS = [
     "query", "events", "seconds", "events_per_second", "peak_rss_mib", "rows_out", "checkpoints",
@@ -150,15 +154,6 @@ def test_a_column_of_a_type_that_does_not_convert_is_named(
     assert "'price' is string, which is no int64" in error
 
 
-def test_files_whose_numbers_overlap_are_refused(
-    ordered: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rewritten(ordered, tmp_path / "in", bid="SELECT * FROM events ORDER BY seq")
-    rewritten(ordered, tmp_path / "in", "more", bid="SELECT * FROM events WHERE seq % 1000 = 7 ORDER BY seq")
-    assert main(command("w", tmp_path / "in", tmp_path)) == 1
-    assert "overlap in 'seq'" in capsys.readouterr().err
-
-
 # -- files that others wrote
 
 
@@ -183,6 +178,41 @@ def test_names_sizes_and_types_of_the_files_do_not_matter(ordered: Path, tmp_pat
     report = run("w", tmp_path / "in", tmp_path)
     assert report.events == EVENTS
     assert_equals_reference("w", ordered, tmp_path)
+
+
+def test_files_that_overlap_are_merged_and_crashes_change_nothing(ordered: Path, tmp_path: Path) -> None:
+    for part in range(3):  # by hash: every file spans the whole stream
+        rewritten(ordered, tmp_path / "in", f"hash-{part}", bid=f"FROM events WHERE auction % 5 = {part} ORDER BY seq")
+    for part, (start, end) in enumerate(((0, 12_000), (11_000, 25_000), (24_000, EVENTS))):  # each begins in the last
+        shared = f"FROM events WHERE auction % 5 > 2 AND seq >= {start} AND seq < {end}"
+        only = f"{shared} AND (seq < {end - 1000} OR seq % 2 = 0) AND (seq >= {start + 1000} OR seq % 2 = 1)"
+        edges = {
+            0: only.replace(f"seq >= {start + 1000}", "true"),
+            1: only,
+            2: only.replace(f"seq < {end - 1000}", "true"),
+        }
+        rewritten(ordered, tmp_path / "in", f"time-{part}", bid=f"{edges[part]} ORDER BY seq")
+    assert len(ParquetSource(tmp_path / "in" / "bid", ["seq"]).chains("seq")) == 5
+    options = {"checkpoint_events": 4_000, "checkpoint_interval_s": None, "batch_rows": 900}
+    run_with_crashes("w", tmp_path / "in", tmp_path, [9_000, 17_000], **options)
+    assert_equals_reference("w", ordered, tmp_path)
+
+
+def test_merged_files_are_in_order_and_restored_at_every_batch(ordered: Path, tmp_path: Path) -> None:
+    for part in range(3):
+        rewritten(
+            ordered, tmp_path, f"{part}", bid=f"FROM events WHERE bidder % 3 = {part} ORDER BY seq // 40, seq % 7"
+        )
+    bids = str(tmp_path / "bid")
+    full = drain(MergedFiles(bids, ["seq", "bidder"], batch_rows=3_000))
+    numbers = np.concatenate([item.batch.column("seq").to_numpy() for item in full])
+    assert len(numbers) == EVENTS * 46 // 50
+    assert (np.maximum.accumulate(numbers) - numbers).max() < 80
+    for at in range(0, len(full), 3):
+        assert drain(MergedFiles(bids, ["seq", "bidder"], batch_rows=3_000), full[at].position) == full[at + 1 :]
+    rewritten(ordered, tmp_path, "more", bid="FROM events WHERE seq % 100 = 5 ORDER BY seq")
+    with pytest.raises(SourceChangedError, match="chains"):
+        drain(MergedFiles(bids, ["seq", "bidder"], batch_rows=3_000), full[0].position)
 
 
 # -- the count
