@@ -23,7 +23,7 @@ from datafusion import functions as f
 
 from operators.engine import column_named as col
 from operators.nexmark.model import EVENT_TIME, SCHEMAS, Kind
-from operators.stateful.window_aggregate import WINDOW_START
+from operators.stateful.window_aggregate import WINDOW_END, WINDOW_START
 from operators.stream import DataStream
 
 __all__ = ["QUERIES", "Query", "Streams"]
@@ -131,6 +131,12 @@ def _w(streams: Streams) -> DataStream:
     return windows.select(_wstart(), "bidder", "cnt", "total", "lo", "hi", "mean")
 
 
+def _q11(streams: Streams) -> DataStream:
+    sessions = streams[Kind.BID].session_window("bidder", f.count(lit(1)).alias("cnt"), _WINDOW, name="sessions")
+    ends = _millis(col(WINDOW_END)).alias("send")
+    return sessions.select("bidder", "cnt", _millis(col(WINDOW_START)).alias("sstart"), ends)
+
+
 def _q12(streams: Streams) -> DataStream:
     windows = streams[Kind.BID].window("bidder", f.count(lit(1)).alias("cnt"), _WINDOW, name="windows")
     return windows.select(_wstart(), "bidder", "cnt")
@@ -221,6 +227,7 @@ _LIST = [
         build=_q10,
         partition_by=("dt", "hm"),
     ),
+    Query(name="q11", title="sessions of a bidder, 10 s apart", inputs=_bids("bidder", EVENT_TIME), build=_q11),
     Query(name="q12", title="bids per bidder and 10 s", inputs=_bids("bidder", EVENT_TIME), build=_q12),
     Query(
         name="q14",
