@@ -11,7 +11,8 @@ General layout, from the ground up (each module imports only from those above it
     state_layout  accumulators            and their face
     merge  memtable  sstable  probe       pieces of tables in memory and in files
     manifest  manifest_*                  the manifest, its transitions, its bytes, its publication
-    flusher  compaction  compactor        background work
+    flusher  compaction  compact*_*       background work: merging is planned, carried out,
+    compactor                             claimed and committed, here or in a process of its own
     metrics  metrics_server               figures as values, rows, Prometheus text, over HTTP
     buffered_table  table  observer  store     the store
     kv                                    a plain key-value face

@@ -1,4 +1,4 @@
-"""``python -m statebackend ls|show|verify|gc|savepoint|rollback|clone|branches|bench``: look into and after a store."""
+"""``python -m statebackend ls|show|verify|gc|savepoint|rollback|clone|branches|compact|bench``: look after a store."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.console import Console
 
 from statebackend.bench import run_bench
 from statebackend.branches import clone, drop_branch, release_parent
+from statebackend.compaction_cli import add_compact
 from statebackend.errors import CorruptionError, StateStoreError
 from statebackend.inspect import StoreView, read_store
 from statebackend.maintenance import collect, create_savepoint, drop_savepoint, explain_object, rollback
@@ -38,10 +39,10 @@ console = Console(width=None if sys.stdout.isatty() else 200, highlight=False, m
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code (1: the store said no, 2: wrong usage)."""
+    """Run one command; returns the exit code (1: the store said no, 2: wrong usage, others: see the command)."""
     args = _parser().parse_args(argv)
     try:
-        args.run(args)
+        code: int | None = args.run(args)
     except StateStoreError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
@@ -53,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # the reader of our output went away: head, less
         sys.stderr.close()
-    return 0
+        return 0
+    return code or 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--value-bytes", type=int, default=100, metavar="N", help="bytes per value (default 100)")
     bench.set_defaults(run=_bench)
     _add_maintenance(commands)
+    add_compact(commands)
     return parser
 
 

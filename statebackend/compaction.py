@@ -1,9 +1,18 @@
 """Which files of a table to merge, and in which pieces: pure functions of the manifest and the indexes.
 
 Flushed files of a time-ordered table mostly expire before they are worth merging. What stays is
-merged when more than ``l0_files_max`` flushed files have gathered; sorted runs that are not larger
-than what is merged join in, so that runs grow geometrically: at most ``l0_files_max`` flushed files
-and O(log n) runs are read for one key, and a row is rewritten O(log n) times.
+merged when more than ``l0_files_max`` flushed files have gathered. Sorted runs join in, newest first,
+while they are not larger than twice (`_GROWTH`) what is merged, or while more than ``runs_max`` runs would
+remain. So every run is more than twice as large as the one after it was when it was written:
+
+* one key is looked for in at most ``l0_files_max`` flushed files and ``runs_max`` runs,
+* a row is rewritten O(log n) times while fewer than ``runs_max`` runs are there,
+* superseded rows and tombstones take less space than what is alive does: all newer runs together are
+  smaller than the oldest, or it joins.
+
+Merges that go on beside each other (``busy`` names their inputs) take different files; files of a table
+that are newer than those of a merge under way may be merged meanwhile, so that a large merge keeps
+nobody waiting. `merge_all` is the plan of an operator who wants the least space.
 
 The merge itself goes through key ranges (`plan_ranges`), each of a bounded number of rows, so that
 its memory does not depend on the size of the table.
@@ -11,7 +20,7 @@ its memory does not depend on the size of the table.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 
@@ -23,7 +32,11 @@ from statebackend.settings import StoreSettings
 from statebackend.sstable import SSTableIndex, SSTableMeta
 from statebackend.tables import TableOrder, TableSpec
 
-__all__ = ["CompactionPlan", "KeyRange", "plan_compaction", "plan_ranges"]
+__all__ = ["CompactionBacklog", "CompactionPlan", "KeyRange", "backlog", "merge_all", "plan_compaction", "plan_ranges"]
+
+_GROWTH = 2
+"""How many times larger than what is merged a run may be and still join. With 1, flushes of falling
+sizes would leave a run each; with more, rows are rewritten more often."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,33 +52,107 @@ class CompactionPlan:
     watermark: int | None
     oldest: bool
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the inputs in the storage."""
+        return sum(f.size for f in self.inputs)
 
-def plan_compaction(manifest: Manifest, settings: StoreSettings) -> CompactionPlan | None:
-    """The most urgent merge, or None when no table has too many flushed files."""
-    crowded = [(sum(f.level == 0 for f in s.files), name) for name, s in manifest.tables.items()]
-    count, name = max(crowded, default=(0, ""))
-    if count <= settings.l0_files_max:
+
+@dataclass(frozen=True, slots=True)
+class CompactionBacklog:
+    """Work that is due: tables with too many flushed files, and those files with their bytes."""
+
+    tables: int = 0
+    files: int = 0
+    nbytes: int = 0
+
+
+def plan_compaction(
+    manifest: Manifest,
+    settings: StoreSettings,
+    *,
+    busy: Collection[str] = (),
+    skipped: Collection[str] = (),
+    bytes_max: int | None = None,
+) -> CompactionPlan | None:
+    """The most urgent merge, or None when no table has too many flushed files.
+
+    ``busy``: names of files that are being merged; ``skipped``: tables to leave alone; ``bytes_max``: take a
+    merge of no more bytes than this.
+    """
+    stretches = {n: _idle_stretch(state, busy) for n, state in manifest.tables.items() if n not in skipped}
+    crowded = sorted(((_flushed(stretch), name) for name, stretch in stretches.items()), reverse=True)
+    for count, name in crowded:
+        if count <= settings.l0_files_max:
+            return None
+        plan = _plan(manifest, name, settings, stretches[name])
+        if bytes_max is None or plan.nbytes <= bytes_max:
+            return plan
+    return None
+
+
+def merge_all(manifest: Manifest, table: str) -> CompactionPlan | None:
+    """Everything of the table into one run, or None when it is one run already."""
+    state = manifest.tables.get(table)
+    if state is None or not state.files or {f.run for f in state.files} == {state.files[0].run} != {None}:
         return None
-    state = manifest.tables[name]
-    inputs = [f for f in state.files if f.level == 0]
+    return _merge(manifest, table, state.files, oldest=True)
+
+
+def backlog(manifest: Manifest, settings: StoreSettings) -> CompactionBacklog:
+    """What is due in this manifest."""
+    flushed = [[f for f in state.files if f.level == 0] for state in manifest.tables.values()]
+    due = [files for files in flushed if len(files) > settings.l0_files_max]
+    return CompactionBacklog(len(due), sum(map(len, due)), sum(f.size for files in due for f in files))
+
+
+_Segment = tuple[SSTableMeta, ...]
+"""One flushed file, or the files of one sorted run, which do not overlap."""
+
+
+def _plan(manifest: Manifest, table: str, settings: StoreSettings, stretch: list[_Segment]) -> CompactionPlan:
+    # Up to the oldest flushed file everything is merged. A run may lie between flushed files: those older
+    # than it were being merged when it was made, and that merge was given up.
+    flushed = max(i for i, segment in enumerate(stretch) if segment[0].run is None) + 1
+    inputs = [f for segment in reversed(stretch[:flushed]) for f in segment]
     size = sum(f.size for f in inputs)
-    older = _runs(state)
-    while older and sum(f.size for f in older[-1]) <= size:
-        run = older.pop()
-        size += sum(f.size for f in run)
+    files = manifest.tables[table].files
+    runs = len({f.run for f in files[: files.index(inputs[0])] if f.run is not None})
+    for run in stretch[flushed:]:
+        bytes_of_run = sum(f.size for f in run)
+        if bytes_of_run > _GROWTH * size and runs < settings.runs_max:
+            break
         inputs[:0] = run
+        size += bytes_of_run
+        runs -= 1
+    return _merge(manifest, table, inputs, oldest=inputs[0] is files[0])
+
+
+def _merge(manifest: Manifest, table: str, inputs: Sequence[SSTableMeta], *, oldest: bool) -> CompactionPlan:
     return CompactionPlan(
-        table=name,
+        table=table,
         timeline=manifest.timeline,
         inputs=tuple(inputs),
-        watermark=state.watermark,
-        oldest=not older,
+        watermark=manifest.tables[table].watermark,
+        oldest=oldest,
     )
 
 
-def _runs(state: TableState) -> list[list[SSTableMeta]]:
-    """Sorted runs, oldest first; the files of one run do not overlap."""
-    return [list(files) for run, files in groupby(state.files, key=lambda f: f.run) if run is not None]
+def _flushed(segments: Sequence[_Segment]) -> int:
+    return sum(segment[0].run is None for segment in segments)
+
+
+def _idle_stretch(state: TableState, busy: Collection[str]) -> list[_Segment]:
+    """Neighbours that nobody is merging, newest first, from the newest such flushed file on."""
+    segments = [tuple(segment) for _, segment in groupby(state.files, key=lambda f: f.run or f.name)]
+    stretch: list[_Segment] = []
+    for segment in reversed(segments):
+        idle = not any(f.name in busy for f in segment)
+        if stretch and not idle:
+            break
+        if idle and (stretch or segment[0].run is None):
+            stretch.append(segment)
+    return stretch
 
 
 @dataclass(frozen=True, slots=True)

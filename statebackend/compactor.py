@@ -1,174 +1,352 @@
-"""Carries out compaction plans on the isolated runtime, never on the checkpoint's path.
+"""Decides when this process merges, commits what it merged, and counts; the merging is `compaction_merge`'s.
 
-A failed compaction is kept for `health` and tried again after the next commit; it harms nobody,
-for its output is named by no manifest. The commit goes through the flusher, the one task that
-writes manifests.
+At most one compactor of a store holds the claim: its epoch is the newest ``compactor_epoch`` of the
+manifest. Opening as writer claims for the compactor inside the writer (the *embedded* one); one elsewhere
+claims by a commit of its own. The loser finds out at its next commit, abandons what it merged, and
+ends quietly; an embedded one stands by instead, and claims again when the claim was released, or when
+merges were due and the manifest showed none committed by the claim for ``compaction_takeover_s``.
+
+A failed merge is kept for `health` and tried again after the next commit; it harms nobody, for its
+output is named by no manifest. Two merges may go on at once, at most one of them large, so that small
+ones need not wait for it.
 
 Invariants:
 
-* Rows are dropped only by the watermark in the manifest that the plan was made from, which every
-  later manifest has reached too.
-* Inputs stay untouched; the output gets a name of its own for every attempt.
+* Nothing is committed under an epoch that was superseded: the collector may have taken its files.
+* Each lane has an owner name of its own, so that a commit decides only what its own lane wrote.
 """
 
 from __future__ import annotations
 
 import logging
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
-import pyarrow as pa
-
-from statebackend.cache import BlockReader
-from statebackend.compaction import CompactionPlan, KeyRange, plan_compaction, plan_ranges
-from statebackend.errors import CommitConflictError, StateStoreError
-from statebackend.flusher import MemtableFlusher, upload_sstable
+from statebackend.compaction import CompactionBacklog, CompactionPlan, backlog, plan_compaction
+from statebackend.compaction_merge import Lane, RunMerger
+from statebackend.errors import (
+    CommitConflictError,
+    CompactorSupersededError,
+    ObjectMissingError,
+    SchemaMismatchError,
+    StateStoreError,
+    UnsupportedAggregateError,
+    UnsupportedFormatError,
+)
 from statebackend.ids import SequenceNumber
+from statebackend.keys import Hasher
 from statebackend.logs import context
-from statebackend.manifest import CompactionCommit, Manifest
+from statebackend.manifest import CompactionCommit, CompactionProgress, CompactorClaim, Manifest, TableState
 from statebackend.manifest_store import Clock
-from statebackend.merge import TableLayout, concat
-from statebackend.objectstore import ObjectStore
+from statebackend.merge import TableLayout
 from statebackend.progress import TaskProgress
-from statebackend.runtime import IsolatedRuntime
 from statebackend.settings import StoreSettings
-from statebackend.sstable import EncodedSSTable, SSTableIndex, SSTableMeta, encode_sstable, read_blocks
 
-__all__ = ["Compactor"]
+if TYPE_CHECKING:
+    from datafusion.user_defined import AggregateUDF
+
+__all__ = [
+    "LANES",
+    "SUPERSEDED_EXIT_CODE",
+    "CompactionLayouts",
+    "CompactionStats",
+    "Compactor",
+    "ManifestCommitter",
+]
+
+SUPERSEDED_EXIT_CODE = 3
+"""Of a compactor's process that ended because another one claimed the store: leave it so."""
+
+LANES = 2
+"""Merges at once."""
+
+_POLL_S_MAX = 5.0
+
+logger = logging.getLogger(__name__)
+
+
+class ManifestCommitter(Protocol):
+    """Commits for one owner; the flusher for the embedded compactor."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """The newest manifest that this owner knows."""
+
+    async def refresh(self) -> Manifest:
+        """Find the newest manifest. Raises the error of a fenced or superseded owner."""
+
+    async def write_manifest_safely(self, transition: Callable[[Manifest], Manifest]) -> Manifest:
+        """Commit, applying the transition again whenever another commit came first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompactionStats:
+    """What one compactor did so far, and what is due.
+
+    ``runs`` committed merges; ``abandoned`` ones that another commit overtook; ``superseded`` how often another
+    compactor claimed the store; ``claims`` how often this one did. Bytes are those of files, ``rows_dropped``
+    counts superseded, expired and deleted rows and merged states; ``seconds`` from the plan to the commit.
+    """
+
+    runs: int = 0
+    abandoned: int = 0
+    superseded: int = 0
+    claims: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    rows_in: int = 0
+    rows_dropped: int = 0
+    seconds: float = 0.0
+    merging: int = 0
+    backlog: CompactionBacklog = field(default_factory=CompactionBacklog)
+
+
+class CompactionLayouts:
+    """Layouts of tables by what the manifest says of them, so that a table need not be open to be merged."""
+
+    def __init__(self, hasher: Hasher, udafs: Mapping[str, AggregateUDF]) -> None:
+        self._hasher = hasher
+        self._udafs = udafs
+        self._known: dict[str, tuple[TableState, TableLayout]] = {}
+
+    def of(self, state: TableState) -> TableLayout:
+        """The layout of a table of the manifest.
+
+        States that cannot be reduced here (a Python function that is not at hand, another fingerprint) are
+        kept as they are: several rows of one key remain, which reads merge anyway.
+        """
+        name = state.spec.name
+        known = self._known.get(name)
+        if known is None or (known[0].spec, known[0].fingerprint) != (state.spec, state.fingerprint):
+            known = self._known[name] = (state, self._build(state))
+        return known[1]
+
+    def _build(self, state: TableState) -> TableLayout:
+        unmerged = TableLayout.for_reading(state.spec, self._hasher)
+        if state.spec.aggregation is None:
+            return unmerged
+        try:
+            layout = TableLayout.of(state.spec, self._hasher, self._udafs)
+        except (UnsupportedAggregateError, UnsupportedFormatError, SchemaMismatchError, ValueError) as error:
+            logger.warning("table %r: its states are kept unreduced by merges here: %s", state.spec.name, error)
+            return unmerged
+        if state.fingerprint is not None and layout.fingerprint != state.fingerprint:
+            logger.warning(
+                "table %r: its states are kept unreduced by merges here: they have layout %s, this DataFusion makes %s",
+                state.spec.name, state.fingerprint, layout.fingerprint,
+            )  # fmt: skip
+            return unmerged
+        return layout
+
 
 logger = logging.getLogger(__name__)
 
 
 class Compactor:
-    """Merges flushed files of one store in the background."""
+    """Merges flushed files of one store in the background.
+
+    ``compactor_id``: what the manifest calls the holder of its claim, of this compactor alone. ``stands_by``:
+    whether it waits its turn when another one holds the claim, else it raises `CompactorSupersededError`.
+    ``layout_of`` gives the layout of a table of the manifest, ``on_commit`` is told every manifest that this
+    compactor commits, ``on_rows`` how many input rows of a plan were merged by a step.
+    """
 
     def __init__(
         self,
-        flusher: MemtableFlusher,
-        objects: ObjectStore,
-        reader: BlockReader,
-        runtime: IsolatedRuntime,
+        compactor_id: str,
+        committer: ManifestCommitter,
+        merger: RunMerger,
         settings: StoreSettings,
         clock: Clock,
-        rng: random.Random,
-        layout_of: Callable[[str], TableLayout | None],
+        layout_of: Callable[[TableState], TableLayout],
         on_commit: Callable[[Manifest], None],
+        *,
+        stands_by: bool = True,
+        on_rows: Callable[[CompactionPlan, int], None] | None = None,
     ) -> None:
-        self._flusher = flusher
-        self._objects = objects
-        self._reader = reader
-        self._runtime = runtime
+        # Constant after construction.
+        self._id = compactor_id
+        self._committer = committer
+        self._merger = merger
         self._settings = settings
         self._clock = clock
-        self._rng = rng
         self._layout_of = layout_of
         self._on_commit = on_commit
-        self._owner = f"c{flusher.manifest.compactor_epoch}-0-0"  # of this opening; a successor has another
-        self._running = False
-        self._sequence = 0
+        self._stands_by = stands_by
+        self._on_rows = on_rows
+        # State below belongs to the runtime's thread.
+        self._lanes = tuple(Lane(number=n) for n in range(LANES))
+        self._failed: dict[str, StateStoreError] = {}
+        self._watched: tuple[CompactionProgress, float] | None = None
+        self._stats = CompactionStats()
         self.progress = TaskProgress(clock.now_ms)
 
+    @property
+    def stats(self) -> CompactionStats:
+        """What was done so far, and what is due by the newest manifest known."""
+        merging = sum(lane.plan is not None for lane in self._lanes)
+        return replace(self._stats, merging=merging, backlog=backlog(self._committer.manifest, self._settings))
+
+    @property
+    def running(self) -> bool:
+        """Whether a merge, or the wait for a turn, is under way."""
+        return any(lane.taken for lane in self._lanes)
+
     async def run_if_due(self) -> None:
-        """Merge until no table is crowded; at most one call works at a time."""
-        if self._running:
+        """Merge until nothing is due. Every call works in a lane of its own; without a free one it does nothing.
+
+        Raises `CompactorSupersededError` when another one holds the claim and this one does not stand by.
+        """
+        self._failed.clear()
+        if self._watched is not None and self.running:
+            return  # somebody waits for the turn already
+        await self._work(self._next_plan)
+
+    async def merge_now(self, plans: Sequence[CompactionPlan]) -> None:
+        """Carry out these plans, whether due or not; what another commit overtook is abandoned."""
+        left = iter(plans)
+        await self._work(lambda: next(left, None))
+
+    async def _work(self, next_plan: Callable[[], CompactionPlan | None]) -> None:
+        lane = next((lane for lane in self._lanes if not lane.taken), None)
+        if lane is None:
             return
-        self._running = True
+        lane.taken = True
         try:
-            while (plan := plan_compaction(self._flusher.manifest, self._settings)) is not None:
-                layout = self._layout_of(plan.table)
-                if layout is None:  # a table that this process has not opened stays as it is
-                    return
-                if not await self._run(plan, layout):
-                    return
-        finally:
-            self._running = False
-
-    async def _run(self, plan: CompactionPlan, layout: TableLayout) -> bool:
-        began = self._clock.monotonic()
-        fields = context(store_id=self._flusher.manifest.store_id, table=plan.table)
-        try:
-            with self.progress.run(CommitConflictError):
-                commit = await self._merge(plan, layout)
-                manifest = await self._flusher.write_manifest_safely(commit.apply)
-        except CommitConflictError as error:
-            logger.info("compaction abandoned, to be planned again: %s", error, extra=fields)
-            return True
+            while (plan := next_plan()) is not None:
+                if (epoch := await self._turn()) is not None:
+                    await self._run(plan, lane, epoch)
         except StateStoreError as error:
-            logger.warning("compaction failed, the next commit tries again: %s", error, extra=fields)
-            return False
-        self._on_commit(manifest)
-        took = self._clock.monotonic() - began
-        logger.info(
-            "merged %d files, %d bytes into %d files, %d bytes in %.3f s",
-            len(plan.inputs), sum(f.size for f in plan.inputs),
-            len(commit.output), sum(f.size for f in commit.output), took, extra=fields | {"duration_s": took},
-        )  # fmt: skip
-        return True
+            if isinstance(error, CompactorSupersededError):
+                raise
+            logger.warning("no turn to merge, the next commit tries again: %s", error, extra=self._fields())
+            self.progress.failed(error)
+        finally:
+            lane.taken = False
+            if not self.running:
+                self._watched = None
 
-    async def _merge(self, plan: CompactionPlan, layout: TableLayout) -> CompactionCommit:
-        """Write the run, range by range and file by file; memory is bounded by ``compaction_rows``."""
-        owner = self._owner
-        run = f"{owner}-{self._sequence + 1}"
-        size, rows = sum(f.size for f in plan.inputs), sum(f.rows for f in plan.inputs)
-        file_rows = max(self._settings.block_rows, rows * self._settings.file_bytes_max // max(size, 1))
-        output: list[SSTableMeta] = []
-        pending: list[pa.RecordBatch] = []
-        with self._reader.using(plan.inputs):  # they may leave the manifest while they are read
-            indexes = [await self._reader.index(meta) for meta in plan.inputs]
-            for keys in plan_ranges(layout.spec, indexes, self._settings.compaction_rows):
-                pieces: list[pa.RecordBatch] = []
-                for meta, index in zip(plan.inputs, indexes, strict=True):
-                    pieces.extend(await self._read(layout, meta, index, keys, plan.watermark))
-                pending.append(await self._runtime.run_cpu(_merge_pieces, layout, pieces, plan))
-                if sum(b.num_rows for b in pending) >= file_rows:
-                    output += await self._write(layout, pending, owner, run)
-                    pending = []
-        output += await self._write(layout, pending, owner, run)
+    def _next_plan(self) -> CompactionPlan | None:
+        others = [lane.plan for lane in self._lanes if lane.plan is not None]
+        small = self._settings.file_bytes_max
+        return plan_compaction(
+            self._committer.manifest,
+            self._settings,
+            busy={f.name for plan in others for f in plan.inputs},
+            skipped=self._failed,
+            bytes_max=small if any(plan.nbytes > small for plan in others) else None,
+        )
+
+    # --- the claim ---
+
+    async def _turn(self) -> int | None:
+        """The epoch to merge under, or None after having waited for a turn: look again what is due."""
+        found = self._committer.manifest.compaction_progress
+        if found.compactor_id == self._id:
+            self._watched = None
+            return found.epoch
+        if not self._stands_by:
+            self._count(superseded=1)
+            raise CompactorSupersededError(f"compactor {found.compactor_id or '(none)'} claimed epoch {found.epoch}")
+        now = self._clock.monotonic()
+        if self._watched is None or self._watched[0] != found:
+            self._watched = (found, now)
+        if found.compactor_id is None or now - self._watched[1] >= self._settings.compaction_takeover_s:
+            await self._claim(found)
+        else:
+            await self._clock.sleep(min(self._settings.compaction_takeover_s / 4, _POLL_S_MAX))
+            await self._committer.refresh()
+        return None
+
+    async def _claim(self, over: CompactionProgress) -> None:
+        claim = CompactorClaim(compactor_id=self._id, over=over)
+        try:
+            manifest = await self._committer.write_manifest_safely(claim.apply)
+        except CommitConflictError:
+            return  # it went on, or another one was first
+        logger.info(
+            "compactor %s takes over from %s with epoch %d",
+            self._id, over.compactor_id or "nobody", manifest.compactor_epoch, extra=self._fields(),
+        )  # fmt: skip
+        self._count(claims=1)
+        self._on_commit(manifest)
+
+    # --- one merge ---
+
+    async def _run(self, plan: CompactionPlan, lane: Lane, epoch: int) -> None:
+        began = self._clock.monotonic()
+        lane.begin(plan, epoch)
+        try:
+            with self.progress.run(CommitConflictError, CompactorSupersededError):
+                commit = await self._merge(plan, lane)
+                manifest = await self._committer.write_manifest_safely(commit.apply)
+        except (CommitConflictError, CompactorSupersededError) as error:
+            logger.info("compaction abandoned: %s", error, extra=self._fields(plan))
+            self._count(abandoned=1, superseded=isinstance(error, CompactorSupersededError))
+            if isinstance(error, CompactorSupersededError) and not self._stands_by:
+                raise
+            return  # plan again on the newer manifest, if it is still this compactor's turn
+        except StateStoreError as error:
+            logger.warning("compaction failed, the next commit tries again: %s", error, extra=self._fields(plan))
+            self._failed[plan.table] = error
+            return
+        finally:
+            lane.plan = None
+        if self._failed:  # this success says nothing of other tables
+            self.progress.last_error = next(iter(self._failed.values()))
+        self._on_commit(manifest)
+        self._merged(plan, commit, self._clock.monotonic() - began)
+
+    async def _merge(self, plan: CompactionPlan, lane: Lane) -> CompactionCommit:
+        if (state := self._committer.manifest.tables.get(plan.table)) is None:
+            raise CommitConflictError(f"compaction of {plan.table!r}: there is no such table any more")
+        try:
+            merged = await self._merger.merge(plan, self._layout_of(state), lane, partial(self._step, plan, lane.epoch))
+        except ObjectMissingError as error:
+            # Another compactor may have replaced an input, and the collector have taken it.
+            manifest = await self._committer.refresh()
+            if all(f.name in manifest.files for f in plan.inputs):
+                raise
+            raise CommitConflictError(f"compaction of {plan.table!r}: {error}") from error
         return CompactionCommit(
             table=plan.table,
             timeline=plan.timeline,
-            owner=owner,
-            sequence=SequenceNumber(self._sequence),
+            epoch=lane.epoch,
+            owner=lane.owner,
+            sequence=SequenceNumber(lane.sequence),
             inputs=plan.inputs,
-            output=tuple(output),
+            output=merged,
         )
 
-    async def _read(
-        self, layout: TableLayout, meta: SSTableMeta, index: SSTableIndex, keys: KeyRange, watermark: int | None
-    ) -> list[pa.RecordBatch]:
-        """The rows of one file in a range of keys, block by block; not through the cache, it is for readers."""
-        pieces = []
-        for number in index.overlapping_keys(layout.spec, keys.low, keys.high, watermark):
-            (block,) = await read_blocks(self._objects, meta, index, [number], layout.stored)
-            rows = keys.select(layout.order_columns(block))
-            if rows.stop > rows.start:
-                pieces.append(block.slice(rows.start, rows.stop - rows.start))
-        return pieces
+    def _step(self, plan: CompactionPlan, epoch: int, rows: int) -> None:
+        """Some rows were merged: go on only while there is a point in it."""
+        now = self._committer.manifest.compaction_progress
+        if now.epoch != epoch:
+            raise CompactorSupersededError(f"compactor {now.compactor_id or '(none)'} claimed epoch {now.epoch}")
+        if self._on_rows is not None:
+            self._on_rows(plan, rows)
 
-    async def _write(
-        self, layout: TableLayout, pieces: Sequence[pa.RecordBatch], owner: str, run: str
-    ) -> list[SSTableMeta]:
-        alive = [p for p in pieces if p.num_rows]
-        if not alive:
-            return []
-        self._sequence += 1
-        encoded = await self._runtime.run_cpu(
-            _encode, layout, alive, f"sst/{owner}-{self._sequence}.arrow", self._sequence, run, self._settings
+    def _merged(self, plan: CompactionPlan, commit: CompactionCommit, took: float) -> None:
+        rows = sum(f.rows for f in plan.inputs)
+        written = sum(f.size for f in commit.output)
+        self._count(
+            runs=1,
+            bytes_in=plan.nbytes,
+            bytes_out=written,
+            rows_in=rows,
+            rows_dropped=rows - sum(f.rows for f in commit.output),
+            seconds=took,
         )
-        await upload_sstable(self._objects, encoded, self._clock, self._rng, self._settings.commit_timeout_s)
-        return [encoded.meta]
+        logger.info(
+            "merged %d files, %d bytes into %d files, %d bytes in %.3f s",
+            len(plan.inputs), plan.nbytes, len(commit.output), written, took, extra=self._fields(plan, took),
+        )  # fmt: skip
 
+    def _fields(self, plan: CompactionPlan | None = None, took: float | None = None) -> dict[str, Any]:
+        table = None if plan is None else plan.table
+        return context(store_id=self._committer.manifest.store_id, table=table, duration_s=took)
 
-def _merge_pieces(layout: TableLayout, pieces: Sequence[pa.RecordBatch], plan: CompactionPlan) -> pa.RecordBatch:
-    return layout.merge(pieces, watermark=plan.watermark, drop_tombstones=plan.oldest)
-
-
-def _encode(
-    layout: TableLayout,
-    pieces: Sequence[pa.RecordBatch],
-    name: str,
-    sequence: int,
-    run: str,
-    settings: StoreSettings,
-) -> EncodedSSTable:
-    return encode_sstable(layout, concat(pieces, layout.stored), name, sequence, run, settings=settings)
+    def _count(self, **more: float) -> None:
+        self._stats = replace(self._stats, **{name: getattr(self._stats, name) + n for name, n in more.items()})

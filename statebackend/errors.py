@@ -5,6 +5,7 @@
     StateStoreError
       FencedError               a newer writer owns the store: stop, never retry
       CommitConflictError       another commit came first: reload, apply again
+      CompactorSupersededError  another compactor claimed the merges: abandon one's own, end quietly
       CommitUnknownError        the outcome is unknown: read back before anything else
       StorageUnavailableError   transient: retry with backoff
         StorageFullError        the disk or quota is full: free space, then retry
@@ -30,6 +31,7 @@ __all__ = [
     "CheckpointNotFoundError",
     "CommitConflictError",
     "CommitUnknownError",
+    "CompactorSupersededError",
     "CorruptionError",
     "FencedError",
     "ObjectMissingError",
@@ -53,6 +55,10 @@ class FencedError(StateStoreError):
 
 class CommitConflictError(StateStoreError):
     """Another commit took the manifest number. Reload, apply the change again, commit."""
+
+
+class CompactorSupersededError(StateStoreError):
+    """A newer compactor claimed the store's merges. Nothing is wrong: its work is abandoned, and it ends."""
 
 
 class CommitUnknownError(StateStoreError):

@@ -111,6 +111,15 @@ class MemtableFlusher:
         """Find the newest manifest; raises `FencedError` when a newer writer owns the store."""
         return await self._fenceable.load()
 
+    async def refresh(self) -> Manifest:
+        """Find the newest manifest, between two commits. Raises `FencedError`, which ends this flusher as well."""
+        async with self._commit:
+            try:
+                return await self.load_manifest()
+            except (FencedError, CorruptionError) as error:
+                self.fatal = error
+                raise
+
     async def write_manifest(self, transition: Callable[[Manifest], Manifest], deadline: float) -> Manifest | None:
         """One attempt to commit; None when another commit took the number."""
         self._must_load = True  # unless the outcome is known to be ours

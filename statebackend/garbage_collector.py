@@ -2,10 +2,11 @@
 
 An SSTable may go when no kept manifest names it *and* its owner can never commit it any more: the
 owner's epoch is superseded in the newest manifest, or its sequence is at or below the owner's low
-mark there. Kept are the newest two manifests, those of the retained checkpoints, and the copies of manifests
-that the newest one names: savepoints, branches, pins. Manifests go strictly oldest first, so that they are a
-contiguous suffix. Whether a savepoint or a pin has ended is decided by a commit alone: what the newest
-manifest names is kept, however late it is. Files of other stores are never listed, and so never deleted.
+mark there. Kept are the newest two manifests, those of the retained checkpoints, those from which the
+running writer may read, and the copies of manifests that the newest one names: savepoints, branches, pins.
+Manifests go strictly oldest first, so that they are a contiguous suffix. Whether a savepoint or a pin has ended
+is decided by a commit alone: what the newest manifest names is kept, however late it is. Files of other stores
+are never listed, and so never deleted.
 
 The decision (`plan_collection`, `explain`) is pure; the executor reads, decides the whole plan, and
 only then deletes. A crash at any point leaves less to do for the next run.
@@ -187,14 +188,12 @@ async def kept_manifests(objects: ObjectStore, manifests: ManifestStore, latest:
     kept = {"the newest manifest": latest}
     if latest.number > 1 and (before := await manifests.read(latest.number - 1)) is not None:
         kept["the manifest before the newest"] = before
-    for retained in latest.retained:
-        manifest = await manifests.read(retained.manifest_number)
-        if manifest is None:
-            raise CorruptionError(
-                f"{manifest_name(retained.manifest_number)}: holds retained checkpoint {retained.checkpoint_id}, "
-                "but does not exist: nothing is deleted"
-            )
-        kept[f"checkpoint {retained.checkpoint_id}"] = manifest
+    wanted = {f"checkpoint {r.checkpoint_id}": r.manifest_number for r in latest.retained}
+    wanted |= {f"the writer, which may read from manifest {n}": n for n in latest.writer_reads}
+    for why, number in wanted.items():
+        if (manifest := await manifests.read(number)) is None:
+            raise CorruptionError(f"{manifest_name(number)}: kept for {why}, but does not exist: nothing is deleted")
+        kept[why] = manifest
     for why, copy in latest.copies.items():
         kept[why] = decode_manifest(await objects.get(copy.object_name), copy.object_name)
     return kept

@@ -7,10 +7,11 @@ here does I/O, and a transition may be applied again to a newer manifest after a
 Invariants:
 
 * Numbers grow by one; a manifest names the attempt it was built on (``parent_attempt``).
-* Epochs, checkpoint ids, low marks and table watermarks never decrease.
+* Epochs, checkpoint ids, low marks and table watermarks never decrease. Low marks of a superseded
+  epoch mean nothing and go.
 * A file whose sequence is at or below the writer's low mark is never added: it already was.
 * The writer adds flushed files, tables, watermarks and the job state; a compaction replaces a
-  contiguous group of files by one and touches nothing else.
+  contiguous group of files by one run, under the newest compactor epoch only, and touches nothing else.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from itertools import dropwhile
 from typing import Any, TypeVar
 
 from statebackend.backend import Checkpoint, JobState
-from statebackend.errors import CommitConflictError
+from statebackend.errors import CommitConflictError, CompactorSupersededError
 from statebackend.ids import AttemptId, CheckpointId, ManifestNumber, SequenceNumber, StoreId, WriterEpoch, WriterId
 from statebackend.sstable import SSTableMeta
 from statebackend.tables import TableSpec
@@ -30,6 +31,9 @@ __all__ = [
     "Branch",
     "CheckpointCommit",
     "CompactionCommit",
+    "CompactionProgress",
+    "CompactorClaim",
+    "CompactorRelease",
     "Manifest",
     "Pin",
     "RetainedCheckpoint",
@@ -97,6 +101,19 @@ class Savepoint:
     expires_ms: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class CompactionProgress:
+    """Who may compact, and how far it came: unchanged means that nothing was committed by the claim.
+
+    ``epoch`` is the newest compactor epoch, ``compactor_id`` its holder (None: released), ``mark`` the
+    sum of its low marks, which grows with every commit.
+    """
+
+    epoch: int
+    compactor_id: str | None
+    mark: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Branch:
     """A store at ``url`` that began as a checkpoint of this one and reads the files of that checkpoint here.
@@ -138,6 +155,10 @@ class Manifest:
     Three kinds of copies of manifests keep old states beyond ``retained``: ``savepoints`` by their name,
     ``branches`` by the id of the store that was branched off, and ``pins`` by a random id. In a branch,
     ``roots`` tells where inherited files lie; root 1 is the parent, where this store is one of the ``branches``.
+
+    ``compactor_id`` holds the claim to ``compactor_epoch``, None after a release. ``writer_reads``: the
+    manifests from whose files the running writer may read, its last two commits; guests (compactors
+    elsewhere, savepoints) leave it as it is, so that the collector keeps what the writer has not let go of.
     """
 
     number: ManifestNumber
@@ -146,6 +167,7 @@ class Manifest:
     timeline: int = 0
     writer_epoch: WriterEpoch
     compactor_epoch: int = 0
+    compactor_id: str | None = None
     writer_id: WriterId
     attempt_id: AttemptId
     checkpoint_id: CheckpointId = NO_CHECKPOINT
@@ -158,6 +180,7 @@ class Manifest:
     branches: Mapping[StoreId, Branch] = field(default_factory=dict)
     pins: Mapping[str, Pin] = field(default_factory=dict)
     roots: Mapping[int, Root] = field(default_factory=dict)
+    writer_reads: tuple[ManifestNumber, ...] = ()
 
     @property
     def checkpoint(self) -> Checkpoint | None:
@@ -196,6 +219,13 @@ class Manifest:
 
         return replace(self, savepoints=alive(self.savepoints), pins=alive(self.pins))
 
+    @property
+    def compaction_progress(self) -> CompactionProgress:
+        """Who may compact, and how far it came."""
+        prefix = f"c{self.compactor_epoch}-"
+        mark = sum(mark for owner, mark in self.low_marks.items() if owner.startswith(prefix))
+        return CompactionProgress(self.compactor_epoch, self.compactor_id, mark)
+
     def next(self, *, writer_id: WriterId, attempt_id: AttemptId, created_ms: int) -> Manifest:
         """This manifest under the next number, built on this attempt."""
         return replace(
@@ -208,13 +238,23 @@ class Manifest:
         )
 
     def opened_by_writer(self) -> Manifest:
-        """A new writer takes over: from now on the older one is fenced. Its marks mean nothing any more."""
+        """A new writer takes over: from now on the older one is fenced, and whoever compacted is superseded.
+
+        Their marks mean nothing any more; the claim to compact is the new writer's.
+        """
         return replace(
             self,
             writer_epoch=WriterEpoch(self.writer_epoch + 1),
             compactor_epoch=self.compactor_epoch + 1,
+            compactor_id=self.writer_id,
             low_marks={},
+            writer_reads=(self.number,),
         )
+
+    def with_compactor(self, compactor_id: str | None) -> Manifest:
+        """The next compactor epoch, held by ``compactor_id`` or by nobody: the older one can commit no more."""
+        marks = {owner: mark for owner, mark in self.low_marks.items() if not owner.startswith("c")}
+        return replace(self, compactor_epoch=self.compactor_epoch + 1, compactor_id=compactor_id, low_marks=marks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,12 +300,14 @@ class CheckpointCommit:
 class CompactionCommit:
     """Replace ``inputs`` (contiguous, oldest first) of one table by the files of one run.
 
-    ``output`` is empty when nothing of the inputs is alive. ``owner`` names the compactor in
-    ``low_marks``; everything that it wrote up to ``sequence`` is decided with this commit.
+    ``output`` is empty when nothing of the inputs is alive. ``epoch`` is that of the compactor, ``owner``
+    the name of the one of its lanes that merged: everything that this lane wrote up to ``sequence`` is
+    decided with this commit.
     """
 
     table: str
     timeline: int
+    epoch: int
     owner: str
     sequence: SequenceNumber
     inputs: tuple[SSTableMeta, ...]
@@ -274,9 +316,12 @@ class CompactionCommit:
     def apply(self, manifest: Manifest) -> Manifest:
         """The manifest with the files replaced; inputs that expired meanwhile are not missed.
 
-        Raises `CommitConflictError` when the timeline changed or an input is gone: the output is
-        then abandoned, for somebody else replaced or dropped the inputs.
+        Raises `CompactorSupersededError` when another compactor holds the claim: then the collector
+        may have taken the output, which no manifest must name any more. Raises `CommitConflictError` when
+        the timeline changed or an input is gone: the output is then abandoned, for somebody else
+        replaced or dropped the inputs.
         """
+        _check_claim(manifest, self.epoch)
         state = manifest.tables.get(self.table)
         if state is None or manifest.timeline != self.timeline:
             raise CommitConflictError(f"compaction of {self.table!r}: the store was rolled back or replaced")
@@ -291,4 +336,46 @@ class CompactionCommit:
             manifest,
             low_marks={**manifest.low_marks, self.owner: self.sequence},
             tables={**manifest.tables, self.table: replace(state, files=files)},
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompactorClaim:
+    """``compactor_id`` claims the merges of the store: the next compactor epoch is its own.
+
+    ``over``: the claim that was found released or without progress, for a compactor that waits its turn;
+    None: whoever holds it is superseded.
+    """
+
+    compactor_id: str
+    over: CompactionProgress | None = None
+
+    def apply(self, manifest: Manifest) -> Manifest:
+        """The manifest with the claim.
+
+        Raises `CommitConflictError` when the claim that was to be superseded changed hands or made progress.
+        """
+        now = manifest.compaction_progress
+        if self.over is not None and now != self.over:
+            raise CommitConflictError(f"compactor {now.compactor_id or '(none)'} has epoch {now.epoch} and is at work")
+        return manifest.with_compactor(self.compactor_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompactorRelease:
+    """The compactor of ``epoch`` has ended: the next epoch is nobody's, and what it left behind may be collected."""
+
+    epoch: int
+
+    def apply(self, manifest: Manifest) -> Manifest:
+        """The manifest without a claim. Raises `CompactorSupersededError` when there is nothing to release."""
+        _check_claim(manifest, self.epoch)
+        return manifest.with_compactor(None)
+
+
+def _check_claim(manifest: Manifest, epoch: int) -> None:
+    if manifest.compactor_epoch != epoch:
+        raise CompactorSupersededError(
+            f"compactor {manifest.compactor_id or '(none)'} has epoch {manifest.compactor_epoch} in manifest "
+            f"{manifest.number}; epoch {epoch} is superseded"
         )

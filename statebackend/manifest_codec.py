@@ -3,7 +3,7 @@
 ::
 
     {"number", "parent_attempt", "store_id", "timeline", "writer_epoch", "compactor_epoch",
-     "writer_id", "attempt_id", "checkpoint_id", "created_ms",
+     "compactor_id": text | nil, "writer_id", "attempt_id", "checkpoint_id", "created_ms",
      "low_marks": {owner: sequence},
      "tables": {name: {"schema": bytes of an Arrow IPC schema message, "key": [name], "kind",
                        "order", "time_field", "ttl_field", "aggregation": declaration | nil,
@@ -13,7 +13,8 @@
      "savepoints": {name: [object_name, checkpoint_id, created_ms, expires_ms | nil]},
      "branches": {store id: [object_name, checkpoint_id, created_ms, url]},
      "pins": {id: [object_name, checkpoint_id, created_ms, expires_ms]},
-     "roots": {number: [url, store_id]}}
+     "roots": {number: [url, store_id]},
+     "writer_reads": [manifest_number]}
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ _SCALARS = (
     "timeline",
     "writer_epoch",
     "compactor_epoch",
+    "compactor_id",
     "writer_id",
     "attempt_id",
     "checkpoint_id",
@@ -65,6 +67,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
         "branches": {store: list(astuple(b)) for store, b in manifest.branches.items()},
         "pins": {pin: list(astuple(p)) for pin, p in manifest.pins.items()},
         "roots": {number: list(astuple(r)) for number, r in manifest.roots.items()},
+        "writer_reads": list(manifest.writer_reads),
     }
     return envelope.encode(envelope.ObjectKind.MANIFEST, value)
 
@@ -97,6 +100,7 @@ def decode_manifest(data: bytes, name: str) -> Manifest:
                 for pin, (o, c, t, e) in value["pins"].items()
             },
             roots={number: Root(url=u, store_id=s) for number, (u, s) in value["roots"].items()},
+            writer_reads=tuple(value["writer_reads"]),
         )
         check_manifest(manifest)
     except Exception as error:  # whatever wrong values of any type raise

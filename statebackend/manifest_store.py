@@ -8,7 +8,8 @@ Invariants:
 
 * A manifest is never rewritten; numbers grow by one.
 * Every file that a manifest names was completely written before the manifest was.
-* An owner commits only while its epoch is the newest; a higher one means `FencedError`.
+* An owner commits only while its epoch is the newest; a higher one means `FencedError` to a writer,
+  `CompactorSupersededError` to a compactor, which fences no writer and is fenced by none.
 * "Exists" is no verdict: the object is read back, and one's own attempt is a success. A request
   whose outcome is unknown is repeated under the same number, so that one of them can succeed at most.
   Each has an attempt id of its own: should the first one arrive when the number was collected, it is
@@ -27,16 +28,19 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from enum import Enum
 
 from statebackend.errors import (
+    CheckpointNotFoundError,
     CommitUnknownError,
+    CompactorSupersededError,
     CorruptionError,
     FencedError,
     ObjectMissingError,
     StorageUnavailableError,
 )
 from statebackend.ids import AttemptId, ManifestNumber, StoreId, WriterEpoch, WriterId
-from statebackend.manifest import Manifest
+from statebackend.manifest import CompactorClaim, Manifest
 from statebackend.manifest_codec import decode_manifest, encode_manifest
 from statebackend.objectstore_base import ObjectStore, PutResult, needs_operator
 
@@ -90,6 +94,10 @@ class ManifestStore:
     def __init__(self, objects: ObjectStore) -> None:
         self._objects = objects
 
+    def describe(self) -> str:
+        """Where the store is, for messages."""
+        return self._objects.describe()
+
     async def read(self, number: int) -> Manifest | None:
         """Manifest ``number``, or None if there is none. Raises `CorruptionError`."""
         name = manifest_name(number)
@@ -140,9 +148,18 @@ class ManifestStore:
         return listed
 
 
-class FenceableManifest:
-    """The manifest as one writer sees it: every commit carries and checks its epoch.
+class _Role(Enum):
+    """What an owner is to the store; a guest owns nothing and commits once beside the writer."""
 
+    WRITER = "writer"
+    COMPACTOR = "compactor"
+    GUEST = "guest"
+
+
+class FenceableManifest:
+    """The manifest as one owner sees it: every commit carries and checks its epoch.
+
+    A compactor and a guest commit beside a running writer: its epoch, id and marks stay as they are.
     Only one task may call `commit` at a time (the flusher's); two tasks of one process that
     commit side by side would meet each other's numbers.
     """
@@ -155,11 +172,14 @@ class FenceableManifest:
         clock: Clock,
         rng: random.Random,
         timeout_s: float,
+        role: _Role = _Role.GUEST,
     ) -> None:
         self._store = store
         self._manifest = manifest
         self._writer_id = writer_id
-        self._epoch = manifest.writer_epoch
+        self._role = role
+        self._epoch: int = manifest.writer_epoch
+        self._committed = manifest.number  # the last one that this owner is known to have written
         self._clock = clock
         self._rng = rng
         self._timeout_s = timeout_s
@@ -181,11 +201,33 @@ class FenceableManifest:
             candidate = base.next(
                 writer_id=writer_id, attempt_id=AttemptId(new_id(rng)), created_ms=clock.now_ms()
             ).opened_by_writer()
-            view = cls(store, base, writer_id, clock, rng, timeout_s)
+            view = cls(store, base, writer_id, clock, rng, timeout_s, _Role.WRITER)
             if (published := await view._publish(candidate, deadline)) is not None:
-                view._manifest, view._epoch = published, published.writer_epoch
+                view._manifest, view._epoch, view._committed = published, published.writer_epoch, published.number
                 return view, base
             found = await store.latest_listed()
+
+    @classmethod
+    async def init_compactor(
+        cls, store: ManifestStore, compactor_id: str, clock: Clock, rng: random.Random, timeout_s: float
+    ) -> FenceableManifest:
+        """Claim the merges of the store: commit the next compactor epoch beside whoever writes.
+
+        Older compactors find the higher epoch at their next commit and end.
+        Raises `CheckpointNotFoundError` where there is no store, `StorageUnavailableError` when others
+        commit first until the deadline, `CommitUnknownError`.
+        """
+        deadline = clock.monotonic() + timeout_s
+        while True:
+            if (latest := await store.latest_listed()) is None:
+                raise CheckpointNotFoundError(f"{store.describe()}: no state store here")
+            view = cls(store, latest, latest.writer_id, clock, rng, timeout_s, _Role.COMPACTOR)
+            claimed = await view.write(CompactorClaim(compactor_id=compactor_id).apply, deadline)
+            if claimed is not None:
+                view._epoch = claimed.compactor_epoch
+                return view
+            if clock.monotonic() > deadline:
+                raise StorageUnavailableError(f"{store.describe()}: other commits came first for {timeout_s:g} s")
 
     @property
     def manifest(self) -> Manifest:
@@ -193,22 +235,28 @@ class FenceableManifest:
         return self._manifest
 
     @property
-    def epoch(self) -> WriterEpoch:
+    def epoch(self) -> int:
         """The fencing token of this owner."""
         return self._epoch
 
     async def load(self) -> Manifest:
         """Find the newest manifest and check the fence.
 
-        Raises `FencedError` when a newer writer owns the store.
+        Raises `FencedError` when a newer writer owns the store, to a compactor `CompactorSupersededError`
+        when another one claimed it.
         """
-        self._manifest = await self._store.latest(self._manifest)
-        if self._manifest.writer_epoch > self._epoch:
-            raise FencedError(
-                f"{manifest_name(self._manifest.number)}: writer {self._manifest.writer_id} opened the store with "
-                f"epoch {self._manifest.writer_epoch}; this writer has epoch {self._epoch} and must stop"
+        found = self._manifest = await self._store.latest(self._manifest)
+        if self._role is _Role.COMPACTOR and found.compactor_epoch > self._epoch:
+            raise CompactorSupersededError(
+                f"{manifest_name(found.number)}: compactor {found.compactor_id or '(none)'} has epoch "
+                f"{found.compactor_epoch}; epoch {self._epoch} is superseded"
             )
-        return self._manifest
+        if self._role is _Role.WRITER and found.writer_epoch > self._epoch:
+            raise FencedError(
+                f"{manifest_name(found.number)}: writer {found.writer_id} opened the store with "
+                f"epoch {found.writer_epoch}; this writer has epoch {self._epoch} and must stop"
+            )
+        return found
 
     async def write(self, transition: Transition, deadline: float) -> Manifest | None:
         """One attempt: apply the transition to the known manifest and create the next number.
@@ -218,12 +266,16 @@ class FenceableManifest:
         transition raises (`CommitConflictError` when what it was planned for is no longer there).
         """
         base = self._manifest
+        writer_id = self._writer_id if self._role is _Role.WRITER else base.writer_id
         following = base.next(
-            writer_id=self._writer_id, attempt_id=AttemptId(new_id(self._rng)), created_ms=self._clock.now_ms()
+            writer_id=writer_id, attempt_id=AttemptId(new_id(self._rng)), created_ms=self._clock.now_ms()
         )
+        if self._role is _Role.WRITER:
+            # Until it learns that this commit succeeded, the writer reads what its last one names.
+            following = replace(following, writer_reads=(self._committed, following.number))
         published = await self._publish(transition(following), deadline)
         if published is not None:
-            self._manifest = published
+            self._manifest, self._committed = published, published.number
         return published
 
     async def _publish(self, candidate: Manifest, deadline: float) -> Manifest | None:

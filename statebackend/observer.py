@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from statebackend.backend import Health
+from statebackend.backend import Health, Value
 from statebackend.cache import BlockReader
 from statebackend.compactor import Compactor
+from statebackend.compactor_process import CompactorProcess
 from statebackend.flusher import MemtableFlusher
 from statebackend.garbage_collector import GarbageCollector
 from statebackend.manifest import Manifest, TableState
@@ -39,6 +40,7 @@ class StoreObserver:
     flusher: MemtableFlusher
     compactor: Compactor
     collector: GarbageCollector
+    compactor_process: CompactorProcess | None = None
     write_stalls: int = field(default=0, init=False)
     write_stall_s: float = field(default=0.0, init=False)
 
@@ -51,7 +53,10 @@ class StoreObserver:
         """Whether the background work is well, with the figures that matter most."""
         tasks = (self.flusher.progress, self.compactor.progress, self.collector.progress)
         error = self.flusher.fatal or next((t.last_error for t in tasks if t.last_error is not None), None)
-        details = {
+        process = self.compactor_process
+        if process is not None:
+            error = error or process.last_error
+        details: dict[str, Value] = {
             "checkpoint_id": metrics.checkpoint_id,
             "manifest_number": metrics.manifest_number,
             "memtable_rows": sum(t.memtable_rows for t in metrics.tables),
@@ -66,6 +71,8 @@ class StoreObserver:
             "compaction_failures": metrics.task("compactor").failures,
             "objects_collected": metrics.objects_collected,
         }
+        if process is not None:
+            details |= {"compactor_pid": process.pid, "compactor_starts": process.starts}
         return Health(ok=error is None and not closed, error=error, details=details)
 
     def metrics(self, manifest: Manifest, opened: Mapping[str, LsmTable]) -> StoreMetrics:

@@ -18,16 +18,27 @@ class TaskProgress:
 
     def __init__(self, now_ms: Callable[[], int]) -> None:
         self._now_ms = now_ms
-        self.running = False
+        self._under_way = 0
         self.completed = 0
         self.failures = 0
         self.last_error: BaseException | None = None
         self.last_run_ms: int | None = None
 
+    @property
+    def running(self) -> bool:
+        """Whether a run is under way; there may be several."""
+        return self._under_way > 0
+
+    def failed(self, error: BaseException) -> None:
+        """A failure that kept a run from beginning."""
+        self.failures += 1
+        self.last_error = error
+        self.last_run_ms = self._now_ms()
+
     @contextmanager
     def run(self, *expected: type[BaseException]) -> Iterator[None]:
         """One run; what it raises is kept and goes on. Being cancelled, or what is ``expected``, is no failure."""
-        self.running = True
+        self._under_way += 1
         try:
             yield
         except BaseException as error:
@@ -39,5 +50,5 @@ class TaskProgress:
             self.completed += 1
             self.last_error = None
         finally:
-            self.running = False
+            self._under_way -= 1
             self.last_run_ms = self._now_ms()

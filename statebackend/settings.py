@@ -27,11 +27,23 @@ class StoreSettings:
     ``memory_bytes``: bytes of rows not yet in files. Beyond it the largest MemTables are flushed early, before
     their checkpoint; beyond twice it, writers wait until the storage has taken some.
 
+    ``compaction``: who merges files. ``"embedded"``: this process, on the CPU threads of the isolated runtime.
+    ``"process"``: a process of its own on this machine, started and watched by the store, so that merging
+    never takes the interpreter from the job; should it make no progress, this process takes over. ``"none"``:
+    nobody here; `python -m statebackend compact` does it, or nothing does and reads grow slower.
+
+    ``compaction_takeover_s``: how long merges may be due while the compactor elsewhere that claimed them
+    commits none, before this process takes them over. It should exceed the longest merge; too short wastes work,
+    too long lets flushed files pile up after a compactor died.
+
     ``l0_files_max``: flushed files of one table before they are merged into a sorted run. Fewer
     means cheaper reads, more means less rewriting.
 
-    ``compaction_rows``: rows that a merge holds in memory at once; ``file_bytes_max``: bytes after which
-    a merge begins another file of its run.
+    ``runs_max``: sorted runs of one table. More are merged even where their sizes alone would not ask for it:
+    fewer means cheaper reads, more means less rewriting of large tables.
+
+    ``compaction_rows``: rows that all merges together read into memory at once; ``file_bytes_max``: bytes after
+    which a merge begins another file of its run (its rows wait in memory until then).
 
     ``commit_timeout_s``: how long a commit tries again after conflicts and unknown outcomes before
     it gives up with `CommitUnknownError` or `StorageUnavailableError`.
@@ -58,7 +70,10 @@ class StoreSettings:
     disk_cache_dir: str | os.PathLike[str] | None = None
     disk_cache_bytes: int = 4 << 30
     memory_bytes: int = 512 << 20
+    compaction: str = "embedded"
+    compaction_takeover_s: float = 300.0
     l0_files_max: int = 8
+    runs_max: int = 8
     compaction_rows: int = 1 << 20
     file_bytes_max: int = 128 << 20
     commit_timeout_s: float = 60.0
@@ -79,6 +94,7 @@ class StoreSettings:
             "disk_cache_bytes",
             "memory_bytes",
             "l0_files_max",
+            "runs_max",
             "compaction_rows",
             "file_bytes_max",
             "retained_checkpoints",
@@ -89,7 +105,9 @@ class StoreSettings:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.metrics_port is not None and not 0 <= self.metrics_port < 1 << 16:
             raise ValueError(f"metrics_port must be a port number or None, not {self.metrics_port}")
-        for name in ("commit_timeout_s", "request_timeout_s"):
+        if self.compaction not in ("embedded", "process", "none"):
+            raise ValueError(f"compaction must be 'embedded', 'process' or 'none', not {self.compaction!r}")
+        for name in ("commit_timeout_s", "request_timeout_s", "compaction_takeover_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
         for name in ("flush_interval_s", "gc_interval_s"):

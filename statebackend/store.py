@@ -22,15 +22,17 @@ import pyarrow as pa
 from statebackend.aggregate_declaration import Declaration
 from statebackend.backend import Checkpoint, Health, JobState
 from statebackend.cache import BlockCache, BlockReader
-from statebackend.compactor import Compactor
+from statebackend.compaction_merge import RunMerger
+from statebackend.compactor import CompactionLayouts, Compactor
+from statebackend.compactor_process import CompactorProcess
 from statebackend.errors import CorruptionError, SchemaMismatchError, StateStoreError
 from statebackend.flusher import FlushRequest, MemtableFlusher
 from statebackend.garbage_collector import GarbageCollector
 from statebackend.ids import CheckpointId, SequenceNumber, StoreId
 from statebackend.keys import Hasher
 from statebackend.logs import context
-from statebackend.manifest import Manifest
-from statebackend.manifest_store import Clock, FenceableManifest, ManifestStore, SystemClock
+from statebackend.manifest import Manifest, TableState
+from statebackend.manifest_store import Clock, FenceableManifest, ManifestStore, SystemClock, new_id
 from statebackend.memtable import FrozenMemTable
 from statebackend.merge import TableLayout
 from statebackend.metrics import Sample, StoreMetrics
@@ -83,9 +85,13 @@ class StateStore:
         self._udafs = udafs
         self._store_id = fenceable.manifest.store_id
         self._flusher = MemtableFlusher(fenceable, objects, runtime, settings, clock, rng, self._committed)
-        self._compactor = Compactor(
-            self._flusher, objects, self.reader, runtime, settings, clock, rng, self._layout_of, self._adopt
-        )
+        merger = RunMerger(objects, self.reader, runtime, settings, clock, rng)
+        self._layouts = CompactionLayouts(hasher, udafs)
+        # Opening claimed the merges for this writer. One that leaves them to a process of its own has another
+        # name, and merges only after a time without progress.
+        compactor_id = fenceable.manifest.writer_id if settings.compaction == "embedded" else new_id(rng)
+        self._compactor = Compactor(compactor_id, self._flusher, merger, settings, clock, self._layout_of, self._adopt)
+        self._compactor_process: CompactorProcess | None = None
         self._collector = GarbageCollector(objects, ManifestStore(objects), self.reader.in_use, clock)
         self._observer = StoreObserver(
             settings=settings, stack=stack, reader=self.reader,
@@ -127,6 +133,8 @@ class StateStore:
         Raises `CorruptionError`, `AtomicCreateError`, `StorageUnavailableError`.
         """
         settings = settings or StoreSettings()
+        if settings.compaction == "process" and (objects is not None or "memory://" in os.fspath(url)):
+            raise ValueError(f"{os.fspath(url)}: a compactor in a process of its own cannot reach a store in memory")
         clock = clock or SystemClock()
         rng = rng or random.SystemRandom()
         runtime = IsolatedRuntime("statestore", io_threads=settings.io_threads, cpu_threads=settings.cpu_threads)
@@ -143,6 +151,10 @@ class StateStore:
                 os.fspath(url), stack, fenceable, found, runtime, settings, clock, rng,
                 hasher or Hasher(), dict(udafs or {}),
             )  # fmt: skip
+            if settings.compaction == "process":
+                child = CompactorProcess(store.url, settings, storage_options, root_options, runtime, clock)
+                store._compactor_process = store._observer.compactor_process = child
+                runtime.submit(child.watch, background=True)
             if settings.metrics_port is not None:
                 store._metrics_server = MetricsServer(store, settings.metrics_port, settings.metrics_host)
         except BaseException:
@@ -236,6 +248,8 @@ class StateStore:
             server, self._metrics_server = self._metrics_server, None
         if server is not None:
             server.close()
+        if self._compactor_process is not None:
+            self._compactor_process.stop()
         self._runtime.close(deadline_s)
         if first:
             logger.info("closed", extra=self._context(checkpoint_id=int(self._manifest.checkpoint_id)))
@@ -316,7 +330,8 @@ class StateStore:
         for table in written:
             self.reader.keep(table)
         self._adopt(manifest)
-        self._runtime.submit(self._compactor.run_if_due, background=True)
+        if self.settings.compaction != "none":
+            self._runtime.submit(self._compactor.run_if_due, background=True)
 
     def _adopt(self, manifest: Manifest) -> None:
         """Read from the files of this manifest, and no longer from the frozen MemTables that are in them."""
@@ -329,10 +344,11 @@ class StateStore:
                     table.flushed(low_mark, state.files)
         self.reader.forget(set(manifest.files))
 
-    def _layout_of(self, name: str) -> TableLayout | None:
+    def _layout_of(self, state: TableState) -> TableLayout:
+        """The layout of a table for a merge, whether this process opened it or not."""
         with self.lock:
-            table = self._tables.get(name)
-        return table.layout if table is not None else None
+            table = self._tables.get(state.spec.name)
+        return table.layout if table is not None else self._layouts.of(state)
 
     async def _tick(self, interval_s: float) -> None:
         """Commit by itself while there are new rows; a failure is kept for `health` and tried again."""

@@ -266,8 +266,8 @@ class _Simulation:
         self._check_contents(process, store, position + 4)
         compacting = [store._runtime.submit(store._compactor.run_if_due)]
         yield compacting[0].done
-        yield lambda: not store._compactor._running
-        self._scheduler.run_until(lambda: not store._compactor._running, process)
+        yield lambda: not store._compactor.running
+        self._scheduler.run_until(lambda: not store._compactor.running, process)
         store._runtime.call(store._collector.run(store.manifest))
         self._check_bounds(store)
         self._counts["compactions"] += store._compactor.progress.completed

@@ -12,7 +12,7 @@ from unittest import mock
 import pyarrow as pa
 import pytest
 
-from statebackend import compactor, flusher, garbage_collector, manifest, manifest_store
+from statebackend import compaction_merge, compactor, flusher, garbage_collector, manifest, manifest_store
 from statebackend.errors import CommitConflictError, FencedError
 from statebackend.ids import AttemptId, CheckpointId, ManifestNumber, SequenceNumber, StoreId, WriterEpoch, WriterId
 from statebackend.manifest import CompactionCommit, Manifest, RetainedCheckpoint
@@ -85,7 +85,7 @@ def tombstone_dropped_too_early() -> Any:
     def merge(layout: Any, pieces: Any, plan: Any) -> Any:
         return layout.merge(pieces, watermark=plan.watermark, drop_tombstones=True)
 
-    return mock.patch.object(compactor, "_merge_pieces", merge)
+    return mock.patch.object(compaction_merge, "_merge_pieces", merge)
 
 
 def expired_row_resurrected_by_a_merge() -> Any:
@@ -113,9 +113,9 @@ def expired_row_dropped_with_an_older_one_below() -> Any:
 def merge_by_the_live_watermark() -> Any:
     run = compactor.Compactor._run
 
-    async def runs(self: Any, plan: Any, layout: Any) -> bool:
+    async def runs(self: Any, plan: Any, lane: Any, epoch: int) -> None:
         store: StateStore = self._layout_of.__self__
-        return await run(self, replace(plan, watermark=store._tables[plan.table].watermark), layout)
+        await run(self, replace(plan, watermark=store._tables[plan.table].watermark), lane, epoch)
 
     return mock.patch.object(compactor.Compactor, "_run", runs)
 
@@ -214,7 +214,7 @@ def test_a_merge_that_a_rollback_overtook_is_abandoned() -> None:
     )  # fmt: skip
     target = replace(before, tables={"seen": replace(state, watermark=None)})
     merged = CompactionCommit(
-        table="seen", timeline=0, owner="c1-0-0", sequence=SequenceNumber(1), inputs=state.files,
+        table="seen", timeline=0, epoch=0, owner="c1-0-0", sequence=SequenceNumber(1), inputs=state.files,
         output=(sstable(3, 10, 20),),
     )  # fmt: skip
     after = RollbackCommit(target=KeptCheckpoint(manifest=target), retained_max=3).apply(before)

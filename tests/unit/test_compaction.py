@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -40,8 +41,8 @@ def test_nothing_is_merged_while_few_flushed_files_are_there() -> None:
     assert plan_compaction(manifest(*(file(str(i), 10) for i in range(3))), SETTINGS) is None
 
 
-def test_flushed_files_are_merged_with_the_runs_that_are_not_larger() -> None:
-    small, large = file("small", 30, "r2"), file("large", 1000, "r1")
+def test_flushed_files_are_merged_with_the_runs_that_are_not_more_than_twice_as_large() -> None:
+    small, large = file("small", 80, "r2"), file("large", 1000, "r1")
     flushed = [file(f"l{i}", 10) for i in range(4)]
     plan = plan_compaction(manifest(large, small, *flushed), SETTINGS)
     assert plan is not None
@@ -59,18 +60,87 @@ def test_a_run_of_several_files_joins_as_a_whole_or_not_at_all() -> None:
     assert [f.name for f in plan.inputs] == ["l0", "l1", "l2", "l3"]
 
 
-def test_a_row_is_rewritten_a_logarithmic_number_of_times() -> None:
+def test_files_that_are_being_merged_are_left_alone_and_newer_ones_of_the_table_need_not_wait() -> None:
+    large, flushed = file("large", 1000, "r1"), [file(f"l{i}", 600) for i in range(4)]
+    first = plan_compaction(manifest(large, *flushed), SETTINGS)
+    assert first is not None
+    assert [f.name for f in first.inputs] == ["large", "l0", "l1", "l2", "l3"]
+    busy = {f.name for f in first.inputs}
+    newer = [file(f"n{i}", 1) for i in range(4)]
+    assert plan_compaction(manifest(large, *flushed, *newer[:3]), SETTINGS, busy=busy) is None
+    second = plan_compaction(manifest(large, *flushed, *newer), SETTINGS, busy=busy, bytes_max=100)
+    assert second is not None
+    assert [f.name for f in second.inputs] == ["n0", "n1", "n2", "n3"]
+    assert not second.oldest, "older files are still being merged, so tombstones stay"
+
+
+def test_flushed_files_left_behind_by_a_merge_that_was_given_up_are_merged_with_the_run_after_them() -> None:
+    old, run, new = [file(f"o{i}", 1) for i in range(2)], file("r", 500, "r"), [file(f"n{i}", 1) for i in range(2)]
+    plan = plan_compaction(manifest(*old, run, *new), SETTINGS)
+    assert plan is not None
+    assert plan.inputs == (*old, run, *new), "contiguous, else it could never be committed"
+
+
+def test_beside_a_large_merge_the_most_urgent_small_one_goes_on() -> None:
+    crowded = [file(f"l{i}", 1000) for i in range(6)]
+    found = manifest(*crowded)
+    other = replace(found.tables["t"], files=tuple(file(f"s{i}", 1) for i in range(4)))
+    found = replace(found, tables={**found.tables, "u": other})
+    plan = plan_compaction(found, SETTINGS)
+    assert plan is not None
+    assert plan.table == "t"
+    plan = plan_compaction(found, SETTINGS, bytes_max=100)
+    assert plan is not None
+    assert plan.table == "u"
+    assert plan_compaction(found, SETTINGS, skipped={"t", "u"}) is None
+
+
+def flush_and_merge(sizes: Sequence[int], settings: StoreSettings, keys: int | None = None) -> tuple[float, int, float]:
+    """Flush files of these sizes and carry out what is due; ``keys``: bytes beyond which rows only supersede others.
+
+    Bytes merged per byte flushed, the largest number of runs, and the largest size of all files over what is alive.
+    """
     files: list[SSTableMeta] = []
-    written = 0
-    for i in range(2000):
-        files.append(file(f"f{i}", 1))
-        plan = plan_compaction(manifest(*files), SETTINGS)
-        if plan is not None:
-            size = sum(f.size for f in plan.inputs)
-            written += size
-            files = [f for f in files if f not in plan.inputs] + [file(f"r{i}", size, f"r{i}")]
-        assert len(files) <= 3 + 12
-    assert written <= 2000 * 11
+    merged = runs = flushed = 0
+    space = 0.0
+    for i, size in enumerate(sizes):
+        flushed += size
+        files.append(file(f"f{i}", size))
+        if (plan := plan_compaction(manifest(*files), settings)) is not None:
+            size_out = min(plan.nbytes, keys or plan.nbytes)
+            merged += size_out
+            at = files.index(plan.inputs[0])
+            assert files[at : at + len(plan.inputs)] == list(plan.inputs)
+            files[at : at + len(plan.inputs)] = [file(f"r{i}", size_out, f"r{i}")]
+        runs = max(runs, len({f.run for f in files if f.run is not None}))
+        in_runs = sum(f.size for f in files if f.run is not None)
+        space = max(space, in_runs / min(flushed, keys or flushed))
+        assert sum(f.level == 0 for f in files) <= settings.l0_files_max
+    return merged / flushed, runs, space
+
+
+SIZES = {
+    "equal": [100] * 5000,
+    "falling": [10**6 - 150 * i for i in range(5000)],
+    "falling fast": [10**7 // (i + 1) + 1 for i in range(5000)],
+    "random": [random.Random(1).randrange(1, 10_000) for _ in range(5000)],
+    "a few large ones": [10_000 if i % 97 == 0 else 10 for i in range(5000)],
+}
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
+def test_runs_are_bounded_and_a_row_is_rewritten_a_logarithmic_number_of_times(sizes: list[int]) -> None:
+    rewritten, runs, _ = flush_and_merge(sizes, StoreSettings())
+    assert runs <= 8
+    assert rewritten <= 8
+    rewritten, runs, _ = flush_and_merge(sizes, StoreSettings(runs_max=1000))
+    assert runs <= 13, "by the sizes alone it is logarithmic"
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
+def test_superseded_rows_take_no_more_space_than_what_is_alive(sizes: list[int]) -> None:
+    _, _, space = flush_and_merge(sizes, StoreSettings(), keys=sum(sizes) // 20)
+    assert space <= 2.0
 
 
 def spec(order: TableOrder, *, timed: bool) -> TableSpec:
