@@ -131,6 +131,19 @@ def _w(streams: Streams) -> DataStream:
     return windows.select(_wstart(), "bidder", "cnt", "total", "lo", "hi", "mean")
 
 
+def _q5(streams: Streams) -> DataStream:
+    count = f.count(lit(1)).alias("num")
+    windows = streams[Kind.BID].window("auction", count, _WINDOW, timedelta(seconds=2), name="windows")
+    most = windows.top_n(1, WINDOW_START, col("num").sort(ascending=False), ties="all", name="most")
+    return most.select(_wstart(), "auction", "num")
+
+
+def _q7(streams: Streams) -> DataStream:
+    price = col("price").sort(ascending=False)
+    highest = streams[Kind.BID].top_n(1, [], price, ties="all", window=_WINDOW, name="highest")
+    return highest.select(_wstart(), "auction", "bidder", "price", _ts())
+
+
 def _q11(streams: Streams) -> DataStream:
     sessions = streams[Kind.BID].session_window("bidder", f.count(lit(1)).alias("cnt"), _WINDOW, name="sessions")
     ends = _millis(col(WINDOW_END)).alias("send")
@@ -181,6 +194,20 @@ def _statistics(of: tuple[str, ...] = ("bidder", "auction")) -> list[Expr]:
     return found
 
 
+# -- by key
+
+
+def _q18(streams: Streams) -> DataStream:
+    last = streams[Kind.BID].deduplicate(["bidder", "auction"], keep="last", order_by="seq", emit="final", name="last")
+    return last.select("auction", "bidder", "price", _ts(), "seq")
+
+
+def _q19(streams: Streams) -> DataStream:
+    order = [col("price").sort(ascending=False), col("seq").sort()]
+    highest = streams[Kind.BID].top_n(10, "auction", order, with_rank="rnk", emit="final", name="highest")
+    return highest.select("auction", "rnk", "bidder", "price", _ts(), "seq")
+
+
 # -- expressions
 
 
@@ -192,6 +219,10 @@ def _euros() -> Expr:
 
 def _millis(time: Expr) -> Expr:
     return time.cast(pa.timestamp("ms")).cast(pa.int64())
+
+
+def _ts() -> Expr:
+    return _millis(col(EVENT_TIME)).alias("ts")
 
 
 def _wstart() -> Expr:
@@ -220,6 +251,18 @@ _LIST = [
         build=_q1,
     ),
     Query(name="q2", title="bids on every 123rd auction", inputs=_bids("auction", "price"), build=_q2),
+    Query(
+        name="q5",
+        title="auctions with the most bids per 10 s, every 2 s",
+        inputs=_bids("auction", EVENT_TIME),
+        build=_q5,
+    ),
+    Query(
+        name="q7",
+        title="highest bids per 10 s",
+        inputs=_bids("auction", "bidder", "price", EVENT_TIME),
+        build=_q7,
+    ),
     Query(
         name="q10",
         title="bids into directories by day and minute",
@@ -252,6 +295,18 @@ _LIST = [
         title="number and price of bids per auction and day",
         inputs=_bids("auction", "price", EVENT_TIME),
         build=_q17,
+    ),
+    Query(
+        name="q18",
+        title="last bid of each bidder on each auction",
+        inputs=_bids("auction", "bidder", "price", "seq", EVENT_TIME),
+        build=_q18,
+    ),
+    Query(
+        name="q19",
+        title="ten highest bids of each auction",
+        inputs=_bids("auction", "bidder", "price", "seq", EVENT_TIME),
+        build=_q19,
     ),
     Query(
         name="q21",
