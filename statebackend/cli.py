@@ -1,4 +1,4 @@
-"""``python -m statebackend ls|show|verify|gc|savepoint|rollback|clone|branches|compact|bench``: look after a store."""
+"""``python -m statebackend COMMAND``: look into a store, and look after it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from statebackend.branches import clone, drop_branch, release_parent
 from statebackend.compaction_cli import add_compact
 from statebackend.errors import CorruptionError, StateStoreError
 from statebackend.inspect import StoreView, read_store
+from statebackend.inspect_metrics import inspect_metrics
 from statebackend.maintenance import collect, create_savepoint, drop_savepoint, explain_object, rollback
 from statebackend.manifest import Manifest
+from statebackend.metrics import to_prometheus
 from statebackend.render import (
     branches_table,
     byte_size,
@@ -26,6 +28,7 @@ from statebackend.render import (
     job_table,
     manifests_table,
     pins_table,
+    samples_table,
     savepoints_table,
     schema_table,
     tables_table,
@@ -72,6 +75,10 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--manifest", type=int, metavar="NUMBER", help="the manifest of this number")
     show.add_argument("--table", metavar="NAME", help="only this table")
     show.set_defaults(run=_show)
+    metrics = commands.add_parser("metrics", help="sizes, amplification, files per level, what is kept, orphans")
+    metrics.add_argument("url", metavar="URL")
+    metrics.add_argument("--prometheus", action="store_true", help="in Prometheus' text format")
+    metrics.set_defaults(run=_metrics)
     bench = commands.add_parser("bench", help="prefill a store, flush from several threads, read back, print figures")
     bench.add_argument("url", metavar="URL")
     bench.add_argument("--prefill", type=int, default=1_000_000, metavar="N", help="rows to write (default 1000000)")
@@ -229,6 +236,14 @@ def _show(args: argparse.Namespace) -> None:
 
 def _no_manifest(view: StoreView, args: argparse.Namespace) -> Manifest:
     raise StateStoreError(f"{view.url}: no manifest {args.manifest}; there are {view.numbers[-1]} to {view.numbers[0]}")
+
+
+def _metrics(args: argparse.Namespace) -> None:
+    samples = inspect_metrics(args.url)
+    if args.prometheus:
+        print(to_prometheus(samples), end="")
+    else:
+        console.print(samples_table(samples))
 
 
 def _bench(args: argparse.Namespace) -> None:

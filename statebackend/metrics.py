@@ -25,6 +25,8 @@ from statebackend.histogram import BOUNDS_S, Histogram
 from statebackend.objectstore_counting import OperationCount
 
 __all__ = [
+    "AMPLIFICATION",
+    "METRICS_SCHEMA",
     "Amplification",
     "BackgroundStatus",
     "CacheMetrics",
@@ -35,6 +37,8 @@ __all__ = [
     "StoreMetrics",
     "TableMetrics",
     "TaskState",
+    "gauge",
+    "table_samples",
     "to_arrow",
     "to_prometheus",
 ]
@@ -197,7 +201,13 @@ class StoreMetrics:
 
     def samples(self) -> list[Sample]:
         """Every figure by name, those of one name together."""
-        found = [*_of_store(self), *_of_tasks(self), *_of_tables(self), *_of_caches(self), *_of_requests(self)]
+        found = [
+            *_of_store(self),
+            *_of_tasks(self),
+            *table_samples(self.tables),
+            *_of_caches(self),
+            *_of_requests(self),
+        ]
         return sorted(found, key=lambda s: s.name)  # stable: the order of labels stays
 
     def to_arrow(self) -> pa.Table:
@@ -208,6 +218,8 @@ class StoreMetrics:
         """The figures in Prometheus' text format, see `to_prometheus`."""
         return to_prometheus(self.samples())
 
+
+AMPLIFICATION = "Write: bytes written per byte flushed. Read: pieces per key. Space: bytes kept per byte live."
 
 METRICS_SCHEMA = pa.schema(
     [
@@ -273,7 +285,8 @@ def _sample(kind: SampleKind, name: str, value: Any, help_: str, unit: str = "",
         yield Sample(name=f"statebackend_{name}", kind=kind, help=help_, unit=unit, labels=labels, value=value)
 
 
-def _gauge(name: str, value: float | None, help_: str, unit: str = "", /, **labels: str) -> Iterator[Sample]:
+def gauge(name: str, value: float | None, help_: str, unit: str = "", /, **labels: str) -> Iterator[Sample]:
+    """One figure that can fall, or none if it is not known."""
     return _sample(SampleKind.GAUGE, name, value, help_, unit, **labels)
 
 
@@ -282,13 +295,13 @@ def _counter(name: str, value: float, help_: str, unit: str = "", /, **labels: s
 
 
 def _of_store(m: StoreMetrics) -> Iterator[Sample]:
-    yield from _gauge("info", 1, "Identity of the store.", store_id=m.store_id, url=m.url)
-    yield from _gauge("checkpoint_id", m.checkpoint_id, "Number of the newest checkpoint, 0 before the first.")
+    yield from gauge("info", 1, "Identity of the store.", store_id=m.store_id, url=m.url)
+    yield from gauge("checkpoint_id", m.checkpoint_id, "Number of the newest checkpoint, 0 before the first.")
     created_s = None if m.checkpoint_created_ms is None else m.checkpoint_created_ms / 1000
-    yield from _gauge("checkpoint_created_seconds", created_s, "When the newest checkpoint was made.", "seconds")
-    yield from _gauge("manifest_number", m.manifest_number, "Number of the newest manifest.")
-    yield from _gauge("writer_epoch", m.writer_epoch, "Fencing token of this writer.")
-    yield from _gauge("timeline", m.timeline, "Rises with each rollback.")
+    yield from gauge("checkpoint_created_seconds", created_s, "When the newest checkpoint was made.", "seconds")
+    yield from gauge("manifest_number", m.manifest_number, "Number of the newest manifest.")
+    yield from gauge("writer_epoch", m.writer_epoch, "Fencing token of this writer.")
+    yield from gauge("timeline", m.timeline, "Rises with each rollback.")
     yield from _sample(
         SampleKind.HISTOGRAM, "checkpoint_duration_seconds", m.checkpoints, "From barrier to commit.", "seconds"
     )
@@ -303,12 +316,12 @@ def _of_store(m: StoreMetrics) -> Iterator[Sample]:
     yield from _counter("objects_collected_total", m.objects_collected, "Objects deleted as garbage.")
     held = "Bytes held in memory."
     for part in ("memtables", "frozen", "blocks", "indexes"):
-        yield from _gauge("memory_bytes", getattr(m.memory, part), held, "bytes", part=part)
+        yield from gauge("memory_bytes", getattr(m.memory, part), held, "bytes", part=part)
     for kind in ("write", "read", "space"):
-        yield from _gauge(
+        yield from gauge(
             "amplification",
             getattr(m.amplification, kind),
-            "Write: bytes written per byte flushed. Read: pieces per key. Space: bytes kept per byte live.",
+            AMPLIFICATION,
             kind=kind,
         )
 
@@ -316,33 +329,34 @@ def _of_store(m: StoreMetrics) -> Iterator[Sample]:
 def _of_tasks(m: StoreMetrics) -> Iterator[Sample]:
     for t in m.tasks:
         for state in TaskState:
-            yield from _gauge(
+            yield from gauge(
                 "task_state", float(t.state is state), "1 for the state it is in.", task=t.task, state=state
             )
-        yield from _gauge("task_backlog", t.backlog, "Work that waits.", task=t.task)
+        yield from gauge("task_backlog", t.backlog, "Work that waits.", task=t.task)
         yield from _counter("task_completed_total", t.completed, "Runs that succeeded.", task=t.task)
         yield from _counter("task_failures_total", t.failures, "Runs that failed.", task=t.task)
         ended_s = None if t.last_run_ms is None else t.last_run_ms / 1000
-        yield from _gauge("task_last_run_seconds", ended_s, "When the latest run ended.", "seconds", task=t.task)
+        yield from gauge("task_last_run_seconds", ended_s, "When the latest run ended.", "seconds", task=t.task)
 
 
-def _of_tables(m: StoreMetrics) -> Iterator[Sample]:
-    for t in m.tables:
-        yield from _gauge("table_l0_files", t.l0_files, "Flushed files not yet merged.", table=t.name)
-        yield from _gauge("table_sorted_runs", t.sorted_runs, "Sorted runs.", table=t.name)
-        yield from _gauge("table_files", t.files, "Files.", table=t.name)
-        yield from _gauge("table_rows", t.rows, "Rows in files, superseded ones included.", table=t.name)
-        yield from _gauge("table_bytes", t.bytes, "Bytes of files.", "bytes", table=t.name)
-        yield from _gauge("table_memtable_rows", t.memtable_rows, "Rows in the MemTable.", table=t.name)
-        yield from _gauge("table_memtable_bytes", t.memtable_bytes, "Bytes not yet in files.", "bytes", table=t.name)
+def table_samples(tables: Sequence[TableMetrics]) -> Iterator[Sample]:
+    """The figures of tables."""
+    for t in tables:
+        yield from gauge("table_l0_files", t.l0_files, "Flushed files not yet merged.", table=t.name)
+        yield from gauge("table_sorted_runs", t.sorted_runs, "Sorted runs.", table=t.name)
+        yield from gauge("table_files", t.files, "Files.", table=t.name)
+        yield from gauge("table_rows", t.rows, "Rows in files, superseded ones included.", table=t.name)
+        yield from gauge("table_bytes", t.bytes, "Bytes of files.", "bytes", table=t.name)
+        yield from gauge("table_memtable_rows", t.memtable_rows, "Rows in the MemTable.", table=t.name)
+        yield from gauge("table_memtable_bytes", t.memtable_bytes, "Bytes not yet in files.", "bytes", table=t.name)
 
 
 def _of_caches(m: StoreMetrics) -> Iterator[Sample]:
     for c in m.caches:
         yield from _counter("cache_hits_total", c.hits, "Reads that a cache answered.", cache=c.name)
         yield from _counter("cache_misses_total", c.misses, "Reads that a cache could not answer.", cache=c.name)
-        yield from _gauge("cache_bytes", c.bytes, "Bytes in a cache.", "bytes", cache=c.name)
-        yield from _gauge("cache_bytes_max", c.bytes_max, "Limit of a cache.", "bytes", cache=c.name)
+        yield from gauge("cache_bytes", c.bytes, "Bytes in a cache.", "bytes", cache=c.name)
+        yield from gauge("cache_bytes_max", c.bytes_max, "Limit of a cache.", "bytes", cache=c.name)
 
 
 def _of_requests(m: StoreMetrics) -> Iterator[Sample]:

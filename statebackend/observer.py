@@ -27,7 +27,7 @@ from statebackend.progress import TaskProgress
 from statebackend.settings import StoreSettings
 from statebackend.table import LsmTable
 
-__all__ = ["StoreObserver"]
+__all__ = ["StoreObserver", "table_metrics"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -79,7 +79,8 @@ class StoreObserver:
         """A snapshot; ``opened`` are the tables in use. The store's lock is held."""
         checkpoint = manifest.checkpoint
         tables = tuple(
-            _table(name, manifest.tables.get(name), opened.get(name)) for name in sorted({*opened, *manifest.tables})
+            table_metrics(name, manifest.tables.get(name), opened.get(name))
+            for name in sorted({*opened, *manifest.tables})
         )
         requests = self.stack.counting.snapshot()
         frozen = sum(f.nbytes for t in opened.values() for f in t.frozen)
@@ -146,7 +147,8 @@ def _status(task: str, progress: TaskProgress, backlog: int, fatal: BaseExceptio
     )
 
 
-def _table(name: str, state: TableState | None, opened: LsmTable | None) -> TableMetrics:
+def table_metrics(name: str, state: TableState | None, opened: LsmTable | None) -> TableMetrics:
+    """Figures of one table of which at least one is given: its state in a manifest, the open table."""
     early = [meta for _, meta in opened.early] if opened is not None else []
     named = opened.files if opened is not None else state.files if state is not None else ()
     files = [*named, *early]

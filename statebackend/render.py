@@ -13,8 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from statebackend.bench import Figure
+from statebackend.histogram import Histogram
 from statebackend.inspect import StoreView
 from statebackend.manifest import Manifest, TableState
+from statebackend.metrics import Sample
 from statebackend.tables import TableSpec
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "job_table",
     "manifests_table",
     "pins_table",
+    "samples_table",
     "savepoints_table",
     "schema_table",
     "tables_table",
@@ -196,6 +199,23 @@ def byte_size(size: float) -> str:
 
 def _json(value: Any) -> str:
     return json.dumps(value, default=lambda b: f"<{len(b)} bytes>")
+
+
+def samples_table(samples: Sequence[Sample]) -> Table:
+    """Figures by name and labels; bytes and times as people read them."""
+    table = _table("", "figure", "labels", "value", right=("value",))
+    for s in samples:
+        labels = ", ".join(f"{k}={v}" for k, v in s.labels.items())
+        assert not isinstance(s.value, Histogram), "nothing from outside is a distribution"
+        name = s.name.removeprefix("statebackend_")
+        if s.unit == "bytes":
+            shown = byte_size(s.value)
+        elif name.endswith("created_seconds"):
+            shown = _time(int(s.value * 1000))
+        else:
+            shown = f"{s.value:,.2f}".removesuffix(".00")
+        table.add_row(name, labels, shown)
+    return table
 
 
 def figures_table(title: str, figures: Sequence[Figure]) -> Table:

@@ -14,7 +14,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from statebackend import StateStore, StateStoreError, StoreSettings, TaskState
+from statebackend.cli import main
 from statebackend.histogram import HistogramRecorder
+from statebackend.inspect_metrics import inspect_metrics
+from statebackend.maintenance import create_savepoint
 from statebackend.metrics import METRICS_SCHEMA, Sample, SampleKind, to_arrow, to_prometheus
 from tests.support.faulty_objectstore import FaultPlan
 from tests.support.stores import QUICK, World, contents, job, put
@@ -235,3 +238,47 @@ def test_a_merge_changes_the_amplification(world: World) -> None:
         assert found.table("kv").sorted_runs >= 1
         assert found.requests["put_if_absent", "merged"].bytes_written > 0
         assert found.amplification.read <= QUICK.l0_files_max + 2
+
+
+def test_from_outside_one_sees_sizes_what_is_kept_and_orphans(tmp_path: Path) -> None:
+    url = str(tmp_path / "db")
+    with StateStore.open(url, ALONE) as store:
+        for step in range(3):
+            put(store, **{f"{step}-{n}": n for n in range(200)})
+            store.checkpoint(job(step)).result(10)
+        inside = store.metrics()
+        newest = store.manifest.number
+    create_savepoint(url, "x", checkpoint_id=1)
+    for n, size in enumerate((0, 1, 65_535, 65_536, 65_537, 200_001)):
+        (tmp_path / "db" / "sst" / f"w1-0-0-{n + 900}.arrow").write_bytes(bytes(size))
+    found = {(s.name.removeprefix("statebackend_"), *s.labels.values()): s.value for s in inspect_metrics(url)}
+    assert found["manifest_number",] == newest + 1
+    manifest = tmp_path / "db" / "manifest" / f"{newest + 1:020d}.manifest"
+    assert found["manifest_bytes",] == manifest.stat().st_size
+    assert found["table_level_files", "kv", "0"] == found["table_l0_files", "kv"] == 3
+    assert found["live_bytes",] == found["kept_bytes",] == inside.table("kv").bytes
+    assert found["amplification", "space"] == 1
+    assert found["amplification", "read"] == inside.amplification.read == 3
+    assert (found["kept_checkpoints", "retained"], found["kept_checkpoints", "savepoint"]) == (3, 1)
+    assert (found["orphan_files",], found["orphan_bytes",]) == (6, 0 + 1 + 65_535 + 65_536 + 65_537 + 200_001)
+    age_s = found["checkpoint_age_seconds",]
+    assert isinstance(age_s, float)
+    assert age_s > 0
+
+
+def test_the_command_prints_figures_for_people_and_for_prometheus(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = str(tmp_path / "db")
+    with StateStore.open(url, ALONE) as store:
+        put(store, a=1)
+        store.checkpoint(job(1)).result(10)
+    assert main(["metrics", url, "--prometheus"]) == 0
+    found = figures(capsys.readouterr().out)
+    assert found["statebackend_checkpoint_id", frozenset()] == 1
+    assert main(["metrics", url]) == 0
+    out = capsys.readouterr().out
+    assert "checkpoint_age_seconds" in out
+    assert "KiB" in out or " B" in out
+    assert main(["metrics", f"{url}-nope"]) == 1
+    assert "no state store" in capsys.readouterr().err
