@@ -22,7 +22,7 @@ from datafusion import Expr, lit
 from datafusion import functions as f
 
 from operators.engine import column_named as col
-from operators.nexmark.model import EVENT_TIME, SCHEMAS, Kind
+from operators.nexmark.model import EVENT_TIME, SCHEMAS, SEQ, Kind
 from operators.stateful.window_aggregate import WINDOW_END, WINDOW_START
 from operators.stream import DataStream
 
@@ -194,6 +194,74 @@ def _statistics(of: tuple[str, ...] = ("bidder", "auction")) -> list[Expr]:
     return found
 
 
+# -- joins
+
+
+def _q3(streams: Streams) -> DataStream:
+    persons = streams[Kind.PERSON].filter(f.in_list(col("state"), [lit("OR"), lit("ID"), lit("CA")]))
+    persons = persons.with_column_renamed("id", "person")
+    auctions = streams[Kind.AUCTION].filter(col("category") == lit(10))
+    joined = auctions.join(persons, left_on="seller", right_on="person", name="sellers")
+    return joined.select("name", "city", "state", "id")
+
+
+def _q4(streams: Streams) -> DataStream:
+    final = f.max(col("price")).alias("final")
+    auctions = _bids_in_time(streams).aggregate(["id", "category"], final, emit="final", name="auctions")
+    return auctions.aggregate("category", f.avg(col("final")).alias("mean"), emit="final", name="categories")
+
+
+def _q8(streams: Streams) -> DataStream:
+    some = f.count(lit(1)).alias("some")
+    persons = streams[Kind.PERSON].window(["id", "name"], some, _WINDOW, name="persons")
+    sellers = streams[Kind.AUCTION].window("seller", some, _WINDOW, name="sellers")
+    joined = persons.select(WINDOW_START, "id", "name").join(
+        sellers.select(WINDOW_START, "seller"),
+        left_on=[WINDOW_START, "id"],
+        right_on=[WINDOW_START, "seller"],
+        name="new-sellers",
+    )
+    return joined.select("id", "name", _wstart())
+
+
+def _q9(streams: Streams) -> DataStream:
+    order = [col("price").sort(ascending=False), col("bid_time").sort(), col("bid_seq").sort()]
+    winning = _bids_in_time(streams).top_n(1, "id", order, emit="final", name="winning")
+    auction = SCHEMAS[Kind.AUCTION].names
+    return winning.select(*auction, "auction", "bidder", "price", _millis(col("bid_time")).alias("ts"))
+
+
+def _q20(streams: Streams) -> DataStream:
+    auctions = _renamed(
+        streams[Kind.AUCTION].filter(col("category") == lit(10)),
+        {EVENT_TIME: "auction_dateTime", "extra": "auction_extra"},
+    )
+    bids = _renamed(streams[Kind.BID], {EVENT_TIME: "bid_dateTime", "extra": "bid_extra"})
+    joined = bids.join(auctions, left_on="auction", right_on="id", name="bids-with-auctions")
+    return joined.drop("id")
+
+
+def _bids_in_time(streams: Streams) -> DataStream:
+    """Each bid that came while its auction went on, with the auction; the bid's time is ``bid_time``."""
+    bids = _renamed(streams[Kind.BID], {EVENT_TIME: "bid_time", SEQ: "bid_seq"})
+    return bids.interval_join(
+        streams[Kind.AUCTION],
+        left_on="auction",
+        right_on="id",
+        before=0,
+        after=None,
+        filter=col("bid_time") <= col("expires"),
+        name="bids-in-time",
+    )
+
+
+def _renamed(stream: DataStream, names: Mapping[str, str]) -> DataStream:
+    for old, new in names.items():
+        if old in stream.schema.names:
+            stream = stream.with_column_renamed(old, new)
+    return stream
+
+
 # -- by key
 
 
@@ -252,6 +320,18 @@ _LIST = [
     ),
     Query(name="q2", title="bids on every 123rd auction", inputs=_bids("auction", "price"), build=_q2),
     Query(
+        name="q3",
+        title="sellers in three states, and their auctions of one category",
+        inputs={Kind.PERSON: ("id", "name", "city", "state"), Kind.AUCTION: ("id", "seller", "category")},
+        build=_q3,
+    ),
+    Query(
+        name="q4",
+        title="average of the winning bids per category",
+        inputs={Kind.AUCTION: ("id", "category", EVENT_TIME, "expires"), Kind.BID: ("auction", "price", EVENT_TIME)},
+        build=_q4,
+    ),
+    Query(
         name="q5",
         title="auctions with the most bids per 10 s, every 2 s",
         inputs=_bids("auction", EVENT_TIME),
@@ -262,6 +342,21 @@ _LIST = [
         title="highest bids per 10 s",
         inputs=_bids("auction", "bidder", "price", EVENT_TIME),
         build=_q7,
+    ),
+    Query(
+        name="q8",
+        title="persons who offered an auction in the 10 s in which they came",
+        inputs={Kind.PERSON: ("id", "name", EVENT_TIME), Kind.AUCTION: ("seller", EVENT_TIME)},
+        build=_q8,
+    ),
+    Query(
+        name="q9",
+        title="the winning bid of every auction",
+        inputs={
+            Kind.AUCTION: tuple(SCHEMAS[Kind.AUCTION].names),
+            Kind.BID: (SEQ, "auction", "bidder", "price", EVENT_TIME),
+        },
+        build=_q9,
     ),
     Query(
         name="q10",
@@ -307,6 +402,15 @@ _LIST = [
         title="ten highest bids of each auction",
         inputs=_bids("auction", "bidder", "price", "seq", EVENT_TIME),
         build=_q19,
+    ),
+    Query(
+        name="q20",
+        title="bids with their auctions of one category",
+        inputs={
+            Kind.BID: ("auction", "bidder", "price", "channel", "url", EVENT_TIME, "extra"),
+            Kind.AUCTION: tuple(name for name in SCHEMAS[Kind.AUCTION].names if name != SEQ),
+        },
+        build=_q20,
     ),
     Query(
         name="q21",
