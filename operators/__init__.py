@@ -10,7 +10,7 @@ General layout, from the ground up (each module imports only from those above it
     rows  pairs                   vectorised helpers
     runtime                       what an operator is, batch by batch
     graph                         what the user built
-    flow                          operators that only direct rows
+    flow  functions               operators that direct rows, and that call functions of the user
     stateful                      operators that keep state, one module per family
     source_driver  pipeline       how what was built becomes what runs
     report  checkpoint  job       the run: barriers, commits, the loop

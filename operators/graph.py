@@ -14,6 +14,7 @@ import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, Protocol, TypeAlias
 
 import pyarrow as pa
@@ -189,12 +190,16 @@ class Graph:
     sinks: list[SinkNode] = field(default_factory=list)
     _ids: set[str] = field(default_factory=set)
 
-    def claim(self, name: str | None, derive: Callable[[], str]) -> str:
+    def claim(self, name: str | None, derive: Callable[[], str], *, keeps_state: bool = True) -> str:
         """The user's name for an operator, or one derived from what it is.
 
+        Derived names of operators that keep no state are numbered where they would meet: nothing is found by them.
         Raises `ValueError` for a name that cannot be one or that is taken.
         """
         operator_id = derive() if name is None else name
+        if name is None and not keeps_state and operator_id in self._ids:
+            numbered = (f"{operator_id}-{number}" for number in count(2))
+            operator_id = next(n for n in numbered if n not in self._ids)
         if not _ID.fullmatch(operator_id):
             raise ValueError(f"name {operator_id!r}: use letters, digits, '.', '_' and '-', at most 120 of them")
         if operator_id in self._ids:

@@ -174,6 +174,8 @@ class Job:
         job = None if restored is None else restored.job
         context = BuildContext(backend=backend, job=job, workers=workers, cursor=Cursor(), clock=settings.clock)
         pipeline = build_pipeline(self._nodes, context)
+        for operator in pipeline.operators:
+            stack.callback(operator.close)
         attempt = uuid.uuid4().hex[:12]
         for sink in pipeline.sinks:
             place = SinkContext(sink.operator_id, sink.schema, backend, backend.store_id, attempt)

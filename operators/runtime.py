@@ -68,6 +68,9 @@ class Operator(Protocol):
     def drain(self) -> None:
         """Write everything that is held back into the tables."""
 
+    def close(self) -> None:
+        """The job has ended, one way or the other: stop threads, release what is held. Emits nothing."""
+
 
 class BaseOperator:
     """An operator that keeps nothing and hands watermarks on; others replace what they do differently."""
@@ -115,6 +118,9 @@ class BaseOperator:
 
     def drain(self) -> None:
         """Nothing is held back."""
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 class Inputs:

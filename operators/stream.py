@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from operators.verbs.ends import EndVerbs
 from operators.verbs.flow import FlowVerbs
+from operators.verbs.functions import FunctionVerbs
 from operators.verbs.joins import JoinVerbs
 from operators.verbs.keyed import KeyedVerbs
 from operators.verbs.stateless import StatelessVerbs
@@ -16,7 +17,7 @@ from operators.verbs.windows import WindowVerbs
 __all__ = ["DataStream"]
 
 
-class DataStream(StatelessVerbs, FlowVerbs, WindowVerbs, JoinVerbs, KeyedVerbs, EndVerbs):
+class DataStream(StatelessVerbs, FlowVerbs, WindowVerbs, JoinVerbs, KeyedVerbs, FunctionVerbs, EndVerbs):
     """A stream of record batches with one schema; immutable, and usable by several consumers.
 
     Streams begin at a `StreamContext`; every verb returns a new one.

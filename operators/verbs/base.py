@@ -94,10 +94,10 @@ class StreamBase:
         """A stream of the same job."""
         return type(self)(self._context, port, schema, event_time=event_time, time_note=time_note, updates=updates)
 
-    def _claim(self, name: str | None, *words: str) -> str:
+    def _claim(self, name: str | None, *words: str, keeps_state: bool = True) -> str:
         """The id of a new operator behind this stream: the user's name, or one derived from these words."""
         within = upstream_id(self._port)
-        return self._context.graph.claim(name, lambda: derived_id(*words, within=within))
+        return self._context.graph.claim(name, lambda: derived_id(*words, within=within), keeps_state=keeps_state)
 
     def _column(self, column: Column) -> Expr:
         if isinstance(column, str):

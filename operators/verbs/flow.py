@@ -44,7 +44,7 @@ class FlowVerbs(StreamBase):
                     "use assign_event_time() after the union"
                 )
         node = UnionNode(
-            operator_id=self._claim(name, "union"),
+            operator_id=self._claim(name, "union", keeps_state=False),
             inputs=tuple(stream.port for stream in streams),
             schema=self._schema,
         )
@@ -68,7 +68,7 @@ class FlowVerbs(StreamBase):
             if not pa.types.is_boolean(field.type):
                 raise SchemaError(f"split: {field.name} must be true or false, its predicate gives {field.type}")
         node = SplitNode(
-            operator_id=self._claim(name, "split", *branches),
+            operator_id=self._claim(name, "split", *branches, keeps_state=False),
             input=self._port,
             branches=tuple(branches),
             predicates=step,
