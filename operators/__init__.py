@@ -11,6 +11,7 @@ General layout, from the ground up (each module imports only from those above it
     runtime                       what an operator is, batch by batch
     graph                         what the user built
     flow  functions               operators that direct rows, and that call functions of the user
+    process                       functions with keyed state and timers: what the user writes
     stateful                      operators that keep state, one module per family
     source_driver  pipeline       how what was built becomes what runs
     report  checkpoint  job       the run: barriers, commits, the loop
@@ -32,6 +33,15 @@ from operators.errors import (
     UserFunctionError,
 )
 from operators.job import Job
+from operators.process import (
+    KeyedBatch,
+    KeyedBatchProcess,
+    KeyedProcess,
+    ListState,
+    MapState,
+    ProcessContext,
+    ValueState,
+)
 from operators.report import CheckpointStats, JobOutcome, JobProgress, JobResult, OperatorStats
 from operators.stream import DataStream
 
@@ -45,13 +55,20 @@ __all__ = [
     "JobOutcome",
     "JobProgress",
     "JobResult",
+    "KeyedBatch",
+    "KeyedBatchProcess",
+    "KeyedProcess",
+    "ListState",
+    "MapState",
     "OperatorError",
     "OperatorStats",
     "OutputVanishedError",
+    "ProcessContext",
     "SchemaError",
     "SinkOccupiedError",
     "SourceChangedError",
     "SourceNotReplayableError",
     "StreamContext",
     "UserFunctionError",
+    "ValueState",
 ]

@@ -11,13 +11,14 @@ from operators.verbs.flow import FlowVerbs
 from operators.verbs.functions import FunctionVerbs
 from operators.verbs.joins import JoinVerbs
 from operators.verbs.keyed import KeyedVerbs
+from operators.verbs.process import ProcessVerbs
 from operators.verbs.stateless import StatelessVerbs
 from operators.verbs.windows import WindowVerbs
 
 __all__ = ["DataStream"]
 
 
-class DataStream(StatelessVerbs, FlowVerbs, WindowVerbs, JoinVerbs, KeyedVerbs, FunctionVerbs, EndVerbs):
+class DataStream(StatelessVerbs, FlowVerbs, WindowVerbs, JoinVerbs, KeyedVerbs, FunctionVerbs, ProcessVerbs, EndVerbs):
     """A stream of record batches with one schema; immutable, and usable by several consumers.
 
     Streams begin at a `StreamContext`; every verb returns a new one.

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from operators.functions import FunctionKind, FunctionNode, OnError, Rows
 from operators.graph import Port
+from operators.stateful.process import ProcessNode
 from operators.verbs.base import StreamBase
 
 __all__ = ["FunctionVerbs"]
@@ -75,8 +76,8 @@ class FunctionVerbs(StreamBase):
     def failed_rows(self) -> Self:
         """The rows on which the function failed, with ``on_error="skip"``; they have no event time."""
         node = self._port.node
-        if not isinstance(node, FunctionNode) or node.on_error is not OnError.SKIP:
-            raise ValueError('failed_rows: call it right on map_batches, flat_map or map_async with on_error="skip"')
+        if not isinstance(node, FunctionNode | ProcessNode) or node.on_error is not OnError.SKIP:
+            raise ValueError('failed_rows: call it right on map_*, flat_map or process with on_error="skip"')
         schema = node.input_schema
         return self._derive(Port(node, 1), schema, event_time=None, time_note="failed rows have no watermark")
 
