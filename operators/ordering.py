@@ -123,7 +123,7 @@ def is_ordered(columns: Sequence[Int64Array]) -> bool:
 def precedes(left: Sequence[Int64Array], right: Sequence[Int64Array]) -> Bools:
     """For every row: whether ``left`` comes strictly before ``right`` in the order of the columns."""
     before = np.zeros(len(left[0]), dtype=bool)
-    equal = np.ones(len(left[0]), dtype=bool)
+    equal = ~before
     for x, y in zip(left, right, strict=True):
         before |= equal & (x < y)
         equal &= x == y

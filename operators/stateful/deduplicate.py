@@ -203,7 +203,8 @@ class _Keeping(BaseOperator):
         return group_rows(self._keys(batch).columns, batch.num_rows, self._codes(batch))
 
     def _codes(self, batch: pa.RecordBatch) -> list[Int64Array]:
-        return [self._times.values(batch), *order_codes(batch, self._terms)]
+        """By event time, then by what breaks ties."""
+        return order_codes(batch, [SortTerm(self._spec.event_time), *self._terms])
 
 
 class Deduplicate(_Keeping):
@@ -276,41 +277,53 @@ class Deduplicate(_Keeping):
 class LastAtTheEnd(Deduplicate):
     """Keeps the last row of every key, and emits all of them at the end of the input.
 
-    The latest time of all rows is kept beside them: rows that are newer win without a look.
+    Of the last row of all, what it is ordered by is kept beside them: rows that do not come before it win without a
+    look at the rows of their keys.
     """
 
     def __init__(self, operator_id: str, spec: DeduplicateSpec, backend: StateBackend, watermark: int | None) -> None:
         super().__init__(operator_id, spec, backend, watermark)
+        self._ordering = list(dict.fromkeys([spec.event_time, *(term.column for term in spec.order_by)]))
+        self._what = unused_name("what", self._ordering)
+        columns = [spec.schema.field(name) for name in self._ordering]
         self._progress = backend.table(
             TableSpec(
                 name=f"{operator_id}:progress",
-                schema=pa.schema([("what", pa.string()), ("at", pa.int64())]),
-                key=("what",),
+                schema=pa.schema([(self._what, pa.string()), *columns]),
+                key=(self._what,),
                 kind=TableKind.UPSERT,
             )
         )
-        stored = [at for batch in self._progress.scan() for at in batch.column("at").to_pylist()]
-        self._latest: int | None = max(stored, default=None)
-        self._kept_latest = self._latest
+        stored = self._progress.scan()
+        self._last = stored[0].select(self._ordering) if stored else None
+        self._kept_last = self._last
 
     def process(self, batch: pa.RecordBatch, _index: int = 0, /) -> None:
-        """Write the rows in order of time; first those that are not newer than all before, where they win."""
+        """Write the rows in order; first those that come before the last of all, where they win."""
         if not batch.num_rows:
             return
-        times = self._times.values(batch)
-        low, high = int(times.min()), int(times.max())
-        if self._latest is not None and low <= self._latest:
-            known = times <= self._latest
-            old = self._one_per_key(batch.filter(pa.array(known)))
+        codes = self._codes(batch)
+        if not is_ordered(codes):
+            order = np.lexsort(tuple(reversed(codes)))
+            batch = batch.take(pa.array(order))
+            codes = [code[order] for code in codes]
+        before = self._before_last(batch)
+        if before:
+            old = self._one_per_key(batch.slice(0, before))
             wins = self._wins(old, self._table.lookup(self._keys(old)))
             self._write(old.filter(pa.array(wins)))
-            batch = batch.filter(pa.array(~known))
-        self._latest = high if self._latest is None else max(self._latest, high)
-        if batch.num_rows:
-            codes = self._codes(batch)
-            if not is_ordered(codes):
-                batch = batch.take(pa.array(np.lexsort(tuple(reversed(codes)))))
-            self._write(batch)
+        if before < batch.num_rows:
+            self._write(batch.slice(before))
+            self._last = batch.select(self._ordering).slice(batch.num_rows - 1)
+
+    def _before_last(self, batch: pa.RecordBatch) -> int:
+        """How many of the rows, which are in order, come before the last of all so far."""
+        if self._last is None:
+            return 0
+        rows = batch.select(self._ordering)
+        last = pa.RecordBatch.from_arrays(self._last.columns, schema=rows.schema)
+        codes = self._codes(pa.concat_batches([last, rows]))
+        return int(precedes([code[1:] for code in codes], [code[:1] for code in codes]).sum())
 
     def on_watermark(self, watermark: int) -> None:
         """At the end of the input, emit; before that the stream has no event time to hand on."""
@@ -325,10 +338,13 @@ class LastAtTheEnd(Deduplicate):
         self.output.advance(watermark)
 
     def drain(self) -> None:
-        """Keep the latest time."""
-        if self._latest != self._kept_latest:
-            self._progress.write(pa.record_batch([["latest"], [self._latest]], schema=self._progress.spec.schema))
-            self._kept_latest = self._latest
+        """Keep what the last row is ordered by."""
+        if self._last is not None and self._last is not self._kept_last:
+            # A copy, as the slice would keep its whole batch alive.
+            row = self._last.take(pa.array([0]))
+            columns = [pa.array(["last"]), *row.columns]
+            self._progress.write(pa.RecordBatch.from_arrays(columns, schema=self._progress.spec.schema))
+            self._last = self._kept_last = row
 
 
 class FirstWhenFinal(_Keeping):
