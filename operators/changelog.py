@@ -8,6 +8,7 @@ when it is built (`require_append_only`); none ever counts a correction as a new
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -27,14 +28,18 @@ __all__ = [
     "Updates",
     "changelog_schema",
     "changes",
+    "in_pieces",
     "require_append_only",
     "retracts",
     "settle",
+    "told",
     "upserted",
 ]
 
 OP = "op"
 """Name of the column that tells what a row of a changelog does."""
+
+_PIECE_ROWS = 1 << 16
 
 OP_FIELD = pa.field(OP, pa.string(), nullable=False)
 
@@ -42,7 +47,7 @@ OP_FIELD = pa.field(OP, pa.string(), nullable=False)
 class Op(StrEnum):
     """What a row of a changelog does.
 
-    An update is two rows, next to each other: what no longer holds, then what holds instead.
+    An update is two rows of one batch, next to each other: what no longer holds, then what holds instead.
     """
 
     INSERT = "insert"
@@ -137,14 +142,41 @@ def upserted(batch: pa.RecordBatch) -> pa.RecordBatch:
     return batch.filter(pa.array(~retracts(batch))).drop_columns([OP])
 
 
+def told(
+    emit: Emit,
+    before: pa.RecordBatch,
+    had: npt.NDArray[np.bool_],
+    after: pa.RecordBatch,
+    has: npt.NDArray[np.bool_],
+) -> Iterator[pa.RecordBatch]:
+    """The batches that tell of `changes`, as a changelog or as upserts."""
+    changed = changes(before, had, after, has)
+    if emit is Emit.UPSERTS:
+        yield upserted(changed)
+    else:
+        yield from in_pieces(changed)
+
+
+def in_pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """A changelog in batches so small that no step after it cuts them; both rows of an update stay together."""
+    start = 0
+    while start < batch.num_rows:
+        end = min(start + _PIECE_ROWS, batch.num_rows)
+        if end < batch.num_rows and batch.column(OP)[end].as_py() == Op.UPDATE_AFTER:
+            end -= 1
+        yield batch.slice(start, end - start)
+        start = end
+
+
 def settle(batch: pa.RecordBatch, keep: npt.NDArray[np.bool_]) -> pa.RecordBatch:
     """The kept rows of a changelog, as a changelog.
 
-    An update of which only the old row is kept deletes it; one of which only the new row is kept inserts it.
+    Both rows of an update are in the batch, as every operator emits them. An update of which only the old row is
+    kept deletes it; one of which only the new row is kept inserts it.
     """
     ops = pc.index_in(batch.column(OP), _NAMES).to_numpy()
     before = ops == _BEFORE
-    partner_kept = np.empty(len(ops), dtype=bool)
+    partner_kept = np.zeros(len(ops), dtype=bool)
     partner_kept[:-1] = keep[1:]
     partner_kept[1:][before[:-1]] = keep[:-1][before[:-1]]
     ops = np.where(before & ~partner_kept, _DELETE, np.where((ops == _AFTER) & ~partner_kept, _INSERT, ops))

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from operators.changelog import settle
 from operators.engine import StatelessPlan, Step
 from operators.graph import Port, StateNote
 from operators.rows import combined
@@ -64,7 +65,8 @@ class Union(BaseOperator):
 class SplitNode:
     """Sends each row to the first branch whose predicate holds, or to the last output, the rest.
 
-    ``predicates`` computes one boolean column per branch.
+    ``predicates`` computes one boolean column per branch. Of a ``changelog`` each branch is one too: a row that an
+    update leads from one branch to another is deleted here and inserted there. ``title``: for `explain`.
     """
 
     operator_id: str
@@ -72,6 +74,8 @@ class SplitNode:
     branches: tuple[str, ...]
     predicates: Step
     texts: tuple[str, ...]
+    changelog: bool = False
+    title: str | None = None
     state: tuple[StateNote, ...] = ()
 
     @property
@@ -87,6 +91,8 @@ class SplitNode:
     @property
     def label(self) -> str:
         """For `explain`."""
+        if self.title is not None:
+            return self.title
         return f"split {self.operator_id} into {', '.join(self.branches)} and the rest"
 
     def describe(self) -> Mapping[str, Any]:
@@ -104,6 +110,7 @@ class Split(BaseOperator):
     def __init__(self, node: SplitNode, cursor: Cursor) -> None:
         super().__init__(node.operator_id)
         self._plan = StatelessPlan([node.predicates])
+        self._emit = _emit_settled if node.changelog else _emit_some
         self._branches = tuple(Output() for _ in node.output_names)
         self._cursor = cursor
 
@@ -122,8 +129,8 @@ class Split(BaseOperator):
         for output, column in zip(self._branches, columns, strict=False):
             here = free & pc.fill_null(column, False).to_numpy(zero_copy_only=False)
             free &= ~here
-            _emit_some(output, batch, here)
-        _emit_some(self._branches[-1], batch, free)
+            self._emit(output, batch, here)
+        self._emit(self._branches[-1], batch, free)
 
 
 def _emit_some(output: Output, batch: pa.RecordBatch, keep: Any) -> None:
@@ -131,6 +138,11 @@ def _emit_some(output: Output, batch: pa.RecordBatch, keep: Any) -> None:
         output.emit(batch)
     elif keep.any():
         output.emit(batch.filter(pa.array(keep)))
+
+
+def _emit_settled(output: Output, batch: pa.RecordBatch, keep: Any) -> None:
+    if keep.any():
+        output.emit(settle(batch, keep))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from operators.changelog import Emit, changelog_schema, changes
+from operators.changelog import Emit, changelog_schema, told
 from operators.graph import Port, StateNote
 from operators.ordering import Bools, Groups, SortTerm, group_rows, is_ordered, order_codes, precedes
 from operators.rows import combined
@@ -236,7 +236,8 @@ class Deduplicate(_Keeping):
             return
         had: Bools = found.hit.to_numpy(zero_copy_only=False)
         before = found.batch.select(self._spec.schema.names)
-        self.output.emit(changes(before, had, rows, np.ones(rows.num_rows, dtype=bool)))
+        for changed in told(self._spec.emit, before, had, rows, np.ones(rows.num_rows, dtype=bool)):
+            self.output.emit(changed)
 
     def on_watermark(self, watermark: int) -> None:
         """Forget what is older than the ttl."""

@@ -30,7 +30,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from operators.changelog import Emit, changelog_schema, changes, retracts, upserted
+from operators.changelog import Emit, changelog_schema, retracts, told
 from operators.graph import Port, StateNote
 from operators.ordering import Bools, group_rows
 from operators.rows import combined
@@ -405,5 +405,5 @@ class GroupAggregate(_Grouping):
         names = self._spec.plain_schema.names
         places = np.cumsum(had) - 1
         old = before.select(names).take(pa.array(places, mask=~had))
-        changed = changes(old, had, after.select(names), has)
-        self.output.emit(upserted(changed) if self._spec.emit is Emit.UPSERTS else changed)
+        for changed in told(self._spec.emit, old, had, after.select(names), has):
+            self.output.emit(changed)

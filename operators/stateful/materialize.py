@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from operators.changelog import OP, Updates, changelog_schema, changes, retracts
+from operators.changelog import OP, Emit, Updates, retracts, told
 from operators.graph import Port, StateNote
 from operators.ordering import group_rows
 from operators.runtime import BaseOperator, BuildContext, Operator
@@ -199,10 +199,9 @@ class UpdatesEvery(_Materializing):
         has = ~waited.column(self._gone).to_numpy(zero_copy_only=False)
         found = self._table.lookup(rows.select(self._key))
         had = found.hit.to_numpy(zero_copy_only=False)
-        changed = changes(found.batch, had, rows, has)
         self._table.write(rows.filter(pa.array(has)))
         gone = rows.select(self._key).filter(pa.array(had & ~has))
         if gone.num_rows:
             self._table.delete(gone)
-        assert changed.schema == changelog_schema(self._schema)
-        self.output.emit(changed)
+        for changed in told(Emit.CHANGELOG, found.batch, had, rows, has):
+            self.output.emit(changed)

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from operators.changelog import Emit, changelog_schema, changes, upserted
+from operators.changelog import Emit, changelog_schema, told
 from operators.graph import Port, StateNote
 from operators.ordering import Bools, Groups, SortTerm, group_rows, order_codes
 from operators.rows import combined, ranges
@@ -380,8 +380,9 @@ class TopN(BaseOperator):
             self._emit_changes(rows.take(pa.array(old[moved])), had[moved], after, places[moved])
 
     def _emit_changes(self, before: pa.RecordBatch, had: Bools, after: pa.RecordBatch, places: Int64Array) -> None:
-        changed = changes(self._ranked(before, places), had, self._ranked(after, places), np.ones(len(had), dtype=bool))
-        self.output.emit(upserted(changed) if self._spec.emit is Emit.UPSERTS else changed)
+        old, new = self._ranked(before, places), self._ranked(after, places)
+        for changed in told(self._spec.emit, old, had, new, np.ones(len(had), dtype=bool)):
+            self.output.emit(changed)
 
     def _emit_final(self, rows: pa.RecordBatch) -> None:
         """All kept rows of some partitions, with their ranks."""

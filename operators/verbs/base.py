@@ -126,6 +126,19 @@ class StreamBase:
     def _require_append_only(self, verb: str, hint: str = "") -> None:
         require_append_only(verb, self._updates, hint)
 
+    def _refuse_changelog(self, verb: str) -> None:
+        """For what would not do the same to a row when it comes and when it is taken back."""
+        if self._updates is not None and self._updates.changelog:
+            self._require_append_only(verb, "; do it before")
+
+    def _require_tellable(self, verb: str) -> None:
+        """For what lets some rows through only: of upserts it could not tell that a row is no longer among them."""
+        if self._updates is not None and not self._updates.changelog:
+            raise SchemaError(
+                f"{verb}: the input is upserts ({self._updates.because}): a row whose newer version goes elsewhere "
+                "would seem to be valid for ever; do it before, or after final_rows(), or take the changelog"
+            )
+
     def _require_event_time(self, verb: str) -> str:
         if self._event_time is None:
             raise SchemaError(f"{verb}: the stream has no event time: {self._time_note}")

@@ -54,8 +54,10 @@ class FlowVerbs(StreamBase):
         """Several streams: each row goes to the first branch whose predicate holds, else to ``rest``.
 
         ``branches``: predicates (expressions, or names of boolean columns) by branch name, in the order in which
-        they are tried. Null is not true. Returns the streams by name, ``rest`` among them.
+        they are tried. Null is not true. Returns the streams by name, ``rest`` among them. Of a changelog each is
+        one too: an update that leads from one to another is a delete and an insert. Upserts are refused.
         """
+        self._require_tellable("split")
         if not branches or "rest" in branches:
             raise ValueError("split: give at least one branch=predicate; the others go to 'rest'")
         picked = [self._column(predicate).alias(branch) for branch, predicate in branches.items()]
@@ -72,6 +74,7 @@ class FlowVerbs(StreamBase):
             input=self._port,
             branches=tuple(branches),
             predicates=step,
+            changelog=self._updates is not None,
             texts=tuple(expression_text([predicate]) for predicate in branches.values()),
         )
         return {
@@ -99,6 +102,7 @@ class FlowVerbs(StreamBase):
         Arguments as for `StreamContext.from_source`; with ``on_bad_event_time="divert"`` bad rows are found
         in `bad_rows`. Kept: the watermark.
         """
+        self._refuse_changelog("assign_event_time")
         try:
             EventTimeColumn(self._schema, column)
         except (TypeError, ValueError) as error:
@@ -120,6 +124,7 @@ class FlowVerbs(StreamBase):
         Windows then close by the clock, also while no rows come, and no row is late. What such a job emits depends on
         when it runs: rows that are replayed after a crash get the time of the replay.
         """
+        self._refuse_changelog("with_processing_time")
         if column in self._schema.names:
             raise SchemaError(f"with_processing_time: there is a column {column!r} already")
         schema = self._schema.append(pa.field(column, pa.timestamp("ms", "UTC")))

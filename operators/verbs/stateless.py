@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import reduce
+from operator import and_
 from typing import Self
 
 import pyarrow as pa
 from datafusion import DataFrame, Expr
 
+from operators.changelog import OP, Updates
 from operators.engine import Columns, column_named, plain_column, plan_step
+from operators.errors import SchemaError
+from operators.flow import SplitNode
 from operators.graph import Port, StepNode
 from operators.verbs.base import Column, StreamBase, expression_text
 
@@ -19,12 +25,22 @@ class StatelessVerbs(StreamBase):
     """Filters, projections and casts; chains of them run as one plan."""
 
     def filter(self, *predicates: Column) -> Self:
-        """The rows for which all predicates hold (expressions, or SQL text over the columns)."""
+        """The rows for which all predicates hold (expressions, or SQL text over the columns).
+
+        Of a changelog the result is one too: an update of which only the new row passes is an insert, one of which
+        only the old row passes a delete. Upserts are refused unless the predicates look at their key alone.
+        """
 
         def apply(frame: DataFrame) -> DataFrame:
             return frame.filter(*predicates)
 
-        return self._step(f"filter({expression_text(predicates)})", apply)
+        label = f"filter({expression_text(predicates)})"
+        updates = self._updates
+        if updates is not None and updates.changelog:
+            return self._filter_changelog(label, predicates, updates)
+        if updates is not None and not self._fits(label, updates.key, apply):
+            self._require_tellable("filter")
+        return self._step(label, apply)
 
     def select(self, *exprs: Column) -> Self:
         """These columns or expressions, in this order."""
@@ -81,6 +97,35 @@ class StatelessVerbs(StreamBase):
 
     # -- helpers
 
+    def _fits(self, label: str, columns: Sequence[str], apply: Callable[[DataFrame], DataFrame]) -> bool:
+        """Whether a verb needs no other columns than these."""
+        try:
+            plan_step(label, pa.schema([self._schema.field(name) for name in columns]), apply)
+        except SchemaError:
+            return False
+        return True
+
+    def _filter_changelog(self, label: str, predicates: Sequence[Column], updates: Updates) -> Self:
+        def apply(frame: DataFrame) -> DataFrame:
+            exprs = [frame.parse_sql_expr(p) if isinstance(p, str) else p for p in predicates]
+            return frame.select(reduce(and_, exprs).alias("kept"))
+
+        step = plan_step(label, self._schema, apply)
+        if not pa.types.is_boolean(step.schema.field(0).type):
+            raise SchemaError(f"{label}: non-boolean predicate of type {step.schema.field(0).type}")
+        node = SplitNode(
+            operator_id=self._claim(None, "filter", expression_text(predicates), keeps_state=False),
+            input=self._port,
+            branches=("",),
+            predicates=step,
+            texts=(label,),
+            changelog=True,
+            title=label,
+        )
+        return self._derive(
+            Port(node), self._schema, event_time=self._event_time, time_note=self._time_note, updates=updates
+        )
+
     def _pick(self, label: str, columns: Iterable[tuple[str, str]]) -> Self:
         pairs = tuple(columns)
         picked = [column_named(source).alias(name) for source, name in pairs]
@@ -104,4 +149,22 @@ class StatelessVerbs(StreamBase):
             event_time = next((pair[1] for pair in plain if pair is not None and pair[0] == self._event_time), None)
             note = note if event_time else f"{label} dropped or replaced the event time column {self._event_time!r}"
         port = Port(StepNode(input=self._port, step=step))
-        return self._derive(port, step.schema, event_time=event_time, time_note=note, updates=self._updates)
+        updates = self._updates if plain is None else _kept_updates(label, self._updates, plain)
+        return self._derive(port, step.schema, event_time=event_time, time_note=note, updates=updates)
+
+
+def _kept_updates(label: str, updates: Updates | None, plain: Sequence[tuple[str, str] | None]) -> Updates | None:
+    """How the result corrects itself, if what tells that is still there; else `SchemaError`."""
+    if updates is None:
+        return None
+    names = dict(reversed([pair for pair in plain if pair is not None]))
+    kind = "a changelog" if updates.changelog else "upserts"
+    lost = [name for name in updates.key if name not in names]
+    if updates.changelog and names.get(OP) != OP:
+        lost.append(OP)
+    if lost:
+        raise SchemaError(
+            f"{label}: the input is {kind} ({updates.because}), whose columns {', '.join(lost)} tell which row is "
+            "replaced: keep them as they are, or use final_rows() first"
+        )
+    return replace(updates, key=tuple(names[name] for name in updates.key))
