@@ -95,7 +95,10 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "--parallelism", type=positive, metavar="N", help="threads that work beside the one that reads (default: cores)"
     )
     run.add_argument(
-        "--kill-after-events", type=positive, metavar="N", help="send SIGKILL to this process when N events have passed"
+        "--kill-after-events",
+        type=positive,
+        metavar="N",
+        help="send SIGKILL to this process when N events have passed (a run that is restored beyond them goes on)",
     )
     run.set_defaults(run=_run)
 

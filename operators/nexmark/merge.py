@@ -72,6 +72,9 @@ class MergedFiles:
 
     def poll(self) -> SourceBatch | None:
         """The next batch; None at the end."""
+        if len(self._chains) == 1:
+            item = self._chains[0].poll()
+            return None if item is None else SourceBatch(item.batch, [item.position])
         for number, chain in enumerate(self._chains):
             if self._heads[number] is None and not self._ended[number]:
                 self._heads[number] = self._next(chain)

@@ -6,6 +6,8 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import duckdb
@@ -81,6 +83,27 @@ def test_a_run_after_the_end_adds_nothing(ordered: Path, tmp_path: Path) -> None
     assert again.events == EVENTS
     assert again.events_per_second == 0
     assert again.rows_out == first.rows_out
+    assert_equals_reference("w", ordered, tmp_path)
+
+
+def test_ctrl_c_takes_a_checkpoint_and_the_same_command_goes_on(
+    ordered: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def interrupting_bar(*_: object) -> Iterator[Callable[[int], None]]:
+        once = iter([signal.SIGINT])
+        yield lambda _: next((signal.raise_signal(number) for number in once), None)
+
+    arguments = command("w", ordered, tmp_path, "--batch-rows", "1000")
+    with monkeypatch.context() as patch:
+        patch.setattr("operators.nexmark.command.progress_bar", interrupting_bar)
+        assert main(arguments) == 130
+    captured = capsys.readouterr()
+    stopped = report_of(captured.out)
+    assert 0 < stopped["events"] < EVENTS
+    assert "the same command goes on from there" in captured.err
+    assert main(arguments) == 0
+    assert report_of(capsys.readouterr().out)["restored_from"] is not None
     assert_equals_reference("w", ordered, tmp_path)
 
 
