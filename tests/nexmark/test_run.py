@@ -59,14 +59,13 @@ def test_the_last_line_is_one_json_object(ordered: Path, tmp_path: Path, capsys:
     assert report["checkpoint_sync_ms_p50"] <= report["checkpoint_sync_ms_max"]
 
 
-@pytest.mark.parametrize("query", ["w", "q21"])
+@pytest.mark.parametrize("query", ["w", "q9"])
 def test_a_killed_process_is_restored_and_publishes_every_row_once(query: str, ordered: Path, tmp_path: Path) -> None:
     options = ["--checkpoint-events", "4000", "--batch-rows", "1000"]
-    for at in ("11000", "20000"):
-        arguments = command(query, ordered, tmp_path, *options, "--kill-after-events", at)
-        killed = subprocess.run([sys.executable, "-m", "operators", *arguments], capture_output=True, check=False)
-        assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-        assert killed.stdout == b""
+    arguments = command(query, ordered, tmp_path, *options, "--kill-after-events", "17000")
+    killed = subprocess.run([sys.executable, "-m", "operators", *arguments], capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert killed.stdout == b""
     arguments = command(query, ordered, tmp_path, *options)
     last = subprocess.run([sys.executable, "-m", "operators", *arguments], capture_output=True, check=True)
     report = report_of(last.stdout.decode())
