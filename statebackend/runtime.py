@@ -100,7 +100,7 @@ class IsolatedRuntime:
             self._closing = True
             self._loop.close()
             return
-        self._refuse_fork()
+        self.check_process()
         if self._inside():
             raise RuntimeError(f"runtime {self.name!r} cannot be closed from its own thread")
         deadline = time.monotonic() + max(deadline_s, 0.0)
@@ -125,9 +125,17 @@ class IsolatedRuntime:
         """Raise `StoreClosedError` unless work can be handed over."""
         if self._pid is None:
             raise StoreClosedError(f"runtime {self.name!r} was not started")
-        self._refuse_fork()
+        self.check_process()
         if self._closing:
             raise StoreClosedError(f"runtime {self.name!r} is closed")
+
+    def check_process(self) -> None:
+        """Raise `StoreClosedError` in a process that inherited the runtime through fork; takes no lock."""
+        if self._pid != os.getpid():
+            raise StoreClosedError(
+                f"runtime {self.name!r} was started in process {self._pid} and inherited through fork by process "
+                f"{os.getpid()}: open the store in the process that uses it (for multiprocessing, start with 'spawn')"
+            )
 
     @property
     def failures(self) -> tuple[BaseException, ...]:
@@ -157,7 +165,7 @@ class IsolatedRuntime:
         """
         result: _Result[_T] = _Result(self._record)
         try:
-            self._refuse_fork()  # first: after a fork the lock may be held for ever
+            self.check_process()  # first: after a fork the lock may be held for ever
             with self._lock:
                 if background and self._closing and self._inside():
                     result.cancel()
@@ -251,13 +259,6 @@ class IsolatedRuntime:
 
     def _inside(self) -> bool:
         return threading.current_thread() is self._thread  # (not by ident: an ended thread's is given to a new one)
-
-    def _refuse_fork(self) -> None:
-        if self._pid != os.getpid():
-            raise StoreClosedError(
-                f"runtime {self.name!r} was started in process {self._pid} and inherited through fork by process "
-                f"{os.getpid()}: open the store in the process that uses it (for multiprocessing, start with 'spawn')"
-            )
 
     def _abandon(self) -> None:
         """Whoever still waits for work that will never end is told so."""

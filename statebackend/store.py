@@ -216,6 +216,7 @@ class StateStore:
         Raises `ValueError` when the store belongs to a job: its tables and its positions become
         durable together, at a barrier.
         """
+        self.check_usable()
         with self.lock:
             if self._job.sources:
                 raise ValueError(f"{self.url}: the store belongs to a job with sources {sorted(self._job.sources)}")
@@ -224,11 +225,13 @@ class StateStore:
 
     def health(self) -> Health:
         """What the background work is doing; `Health.error` keeps a failure until work succeeds again."""
+        self._runtime.check_process()
         with self.lock:
             return self._observer.health(self._observer.metrics(self._manifest, self._tables), closed=self._closed)
 
     def metrics(self) -> StoreMetrics:
         """What the store has done since it was opened and holds now; cheap enough for every few seconds."""
+        self._runtime.check_process()
         with self.lock:
             return self._observer.metrics(self._manifest, self._tables)
 
@@ -243,6 +246,7 @@ class StateStore:
 
     def close(self, deadline_s: float = 30.0) -> None:
         """Finish what was handed over and stop every thread; rows written after the last checkpoint are not kept."""
+        self._runtime.check_process()  # before the lock, which may have been held when this process was forked
         with self.lock:
             first, self._closed = not self._closed, True
             server, self._metrics_server = self._metrics_server, None

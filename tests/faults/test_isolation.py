@@ -14,14 +14,17 @@ import subprocess
 import sys
 import textwrap
 import threading
+from collections.abc import Awaitable
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from statebackend import Checkpoint, StateStore, StateStoreError, StoreClosedError, StoreSettings
 from statebackend.objectstore import FsspecObjectStore
 from tests.support.faulty_objectstore import FaultPlan, FaultyObjectStore
-from tests.support.stores import QUICK, World, contents, job, put
+from tests.support.stores import KV, QUICK, World, contents, job, put
 
 
 def test_a_cancelled_query_and_a_closed_loop_do_not_touch_a_flush(world: World) -> None:
@@ -80,6 +83,109 @@ def test_cancelling_at_any_moment_leaves_the_store_flushing(tmp_path: Path, step
         assert again.restored.checkpoint_id == final.checkpoint_id
         assert contents(again) == expected
         assert expected["end"] == 1
+
+
+class CancelsAt:
+    """Awaits for a host task, and cancels that task at its ``nth`` await, from 1."""
+
+    def __init__(self, nth: int) -> None:
+        self._left = nth
+
+    async def __call__(self, awaited: Awaitable[Any]) -> Any:
+        self._left -= 1
+        if not self._left:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+        return await awaited
+
+
+@pytest.mark.parametrize("nth", range(1, 32))
+def test_cancelling_at_every_await_leaves_the_store_flushing(world: World, nth: int) -> None:
+    """Writes, checkpoints, flushes beside them, lookups and scans from a host task, cancelled at each of its awaits."""
+    expected: dict[str, int] = {}
+    before = threading.active_count()
+    with world.open(settings=StoreSettings(block_rows=16, l0_files_max=2, gc_interval_s=None)) as store:
+
+        async def query(wait: CancelsAt) -> None:
+            for step in range(6):
+                rows = {"at": step, f"k{step}": step}
+                expected.update(rows)
+                put(store, **rows)
+                future = asyncio.wrap_future(store.checkpoint(job(step)))
+                await wait(asyncio.to_thread(contents, store))
+                await wait(future)
+                await wait(asyncio.to_thread(store.table(KV).lookup, pa.record_batch({"key": ["at"]})))
+                both = [asyncio.wrap_future(store.checkpoint(job(step))) for _ in range(2)]
+                await wait(asyncio.gather(*both))
+                await wait(asyncio.shield(asyncio.wrap_future(store.checkpoint(job(step)))))
+
+        loop = asyncio.new_event_loop()
+        task = loop.create_task(query(CancelsAt(nth)))
+        loop.run_until_complete(asyncio.wait([task]))
+        assert task.cancelled() == (nth <= 30)
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+        put(store, end=1)
+        final: Checkpoint = store.checkpoint(job(99)).result(20)
+        assert store.health().ok, store.health()
+        assert contents(store) == {**expected, "end": 1}
+    assert threading.active_count() <= before + 4, "the four threads of the world"
+    with world.open() as again:
+        assert again.restored is not None
+        assert again.restored.checkpoint_id == final.checkpoint_id
+        assert contents(again) == {**expected, "end": 1}
+
+
+@pytest.mark.parametrize(
+    ("op", "name"),
+    [
+        ("put_if_absent", "sst/w*"),
+        ("put_if_absent", "sst/c*"),
+        ("put_if_absent", "manifest/*"),
+        ("get", "manifest/*"),
+        ("get_range", "sst/*"),
+        ("list", "sst/*"),
+        ("delete", "*"),
+    ],
+)
+def test_a_host_loop_that_is_closed_while_any_request_hangs_leaves_every_task_at_work(
+    world: World, op: str, name: str
+) -> None:
+    plan = FaultPlan()
+    settings = StoreSettings(l0_files_max=1, retained_checkpoints=1, cache_bytes=1, gc_interval_s=0.01)
+    with world.open(plan, settings=settings) as store:
+
+        async def query() -> None:
+            for step in range(1000):
+                put(store, at=step)
+                await asyncio.wrap_future(store.checkpoint(job(step)))
+
+        held = plan.hang(op, name)
+        loop = asyncio.new_event_loop()
+        task = loop.create_task(query())
+        while not held.reached.is_set():
+            loop.run_until_complete(asyncio.sleep(0.001))
+        task.cancel()
+        loop.run_until_complete(asyncio.wait([task]))
+        loop.close()
+        held.release()
+        done = store.metrics()
+        put(store, end=1)
+        store.checkpoint(job(0)).result(20)
+        for name_of in ("flusher", "compactor", "collector"):
+            _keeps_completing(store, name_of, done.task(name_of).completed)
+        assert store.health().ok, store.health()
+        assert contents(store)["end"] == 1
+
+
+def _keeps_completing(store: StateStore, task: str, before: int) -> None:
+    def completed() -> bool:
+        put(store, again=1)
+        store.checkpoint(job(0)).result(20)
+        return store.metrics().task(task).completed > before
+
+    _wait_for(completed)
 
 
 def test_a_compactor_that_fails_is_reported_and_hurts_nobody(world: World) -> None:

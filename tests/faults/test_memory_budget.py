@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+import subprocess
+import sys
+import textwrap
 from math import inf
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -122,3 +126,63 @@ def test_collection_between_early_flushes_and_checkpoints_removes_nothing_that_i
     with world.open(settings=TIGHT) as again:
         found = {r["key"]: r["value"] for b in again.table(BIG).scan() for r in b.to_pylist()}
         assert found == expected
+
+
+BUDGET = StoreSettings(
+    block_rows=256, memory_bytes=8 << 20, cache_bytes=4 << 20, compaction_rows=4096, file_bytes_max=8 << 20
+)
+STATE_BYTES = 30 * (BUDGET.memory_bytes + BUDGET.cache_bytes)
+
+
+def test_the_process_stays_near_the_budget_with_a_state_ten_times_larger(tmp_path: Path) -> None:
+    """The store's own accounting at each step, and the peak of the process, compared with what it was before."""
+    code = """
+        import resource, sys
+        import numpy as np, pyarrow as pa
+        from statebackend import *
+        from tests.faults.test_memory_budget import BUDGET, STATE_BYTES
+        from tests.support.stores import job
+        rng, rows, value_bytes = np.random.default_rng(1), 1000, 1000
+        schema = pa.schema([("key", pa.int64()), ("value", pa.binary())])
+        spec = TableSpec(name="big", schema=schema, key=("key",), kind=TableKind.UPSERT)
+
+        def batch(start):
+            offsets = np.arange(rows + 1, dtype=np.int32) * value_bytes
+            values = pa.Array.from_buffers(
+                pa.binary(), rows, [None, pa.py_buffer(offsets), pa.py_buffer(rng.bytes(rows * value_bytes))]
+            )
+            return pa.record_batch([pa.array(np.arange(start, start + rows)), values], schema=schema)
+
+        def peak():
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+        with StateStore.open(sys.argv[1], BUDGET) as store:
+            table, before, count = store.table(spec), 0, 0
+            while count * value_bytes < STATE_BYTES:
+                table.write(batch(count))
+                count += rows
+                held = store.metrics().memory
+                assert held.memtables <= 2 * BUDGET.memory_bytes + 2 * rows * value_bytes, held
+                assert held.blocks <= BUDGET.cache_bytes, held
+                assert held.indexes < 1 << 20, held
+                if count == 20 * rows:
+                    store.checkpoint(job(1)).result(60)
+                    before = peak()
+            store.checkpoint(job(2)).result(60)
+            for _ in range(20):
+                keys = pa.record_batch({"key": rng.integers(0, count, 10)})
+                assert table.lookup(keys).hit.to_pylist() == [True] * 10
+            found = 0
+            for low in range(64):
+                cut = [None if n in (0, 64) else n << 58 for n in (low, low + 1)]
+                found += sum(b.num_rows for b in table.scan(["key"], hash_range=(cut[0], cut[1])))
+            assert found == count
+            print((peak() - before) >> 20)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "db")],
+        capture_output=True, text=True, cwd=Path(__file__).resolve().parents[2], check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    # Mostly the merges: blocks as read and as decoded, rows and bytes of a file, on each of their threads.
+    assert int(done.stdout) < (STATE_BYTES >> 20) * 3 // 4, "the state was never in memory as a whole"

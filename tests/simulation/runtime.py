@@ -67,6 +67,9 @@ class SimulatedRuntime:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def check_process(self) -> None:
+        """There is only one."""
+
     def check_usable(self) -> None:
         if self._closed:
             raise StoreClosedError("closed")
