@@ -16,8 +16,8 @@ from statebackend.backend import LookupResult, Matches
 from statebackend.errors import SchemaMismatchError
 from statebackend.keys import canonicalise
 from statebackend.memtable import MemTable, null_row_batch
-from statebackend.merge import HASH_COLUMN, HashRange, TableLayout
-from statebackend.probe import match_rows
+from statebackend.merge import HASH_COLUMN, HashRange, TableLayout, concat
+from statebackend.probe import Probes, Row, SortedRows, locate, match_rows
 from statebackend.tables import TableKind, TableOrder, TableSpec
 
 __all__ = ["BufferHost", "BufferedTable"]
@@ -44,6 +44,10 @@ class BufferedTable:
         # State below is protected by the backend's lock.
         self.memtable = MemTable(layout)
         self._watermark = watermark
+        # Constant: what answers and questions look like.
+        self._key_schema = pa.schema([layout.spec.schema.field(k) for k in layout.spec.key])
+        self._answer_schema = pa.schema([f.with_nullable(True) for f in layout.spec.schema])
+        self._nothing = pa.RecordBatch.from_arrays([pa.nulls(1, f.type) for f in layout.answer], schema=layout.answer)
 
     @property
     def spec(self) -> TableSpec:
@@ -105,13 +109,13 @@ class BufferedTable:
         if not merged and self.spec.kind is not TableKind.AGGREGATE:
             raise ValueError(f"table {self.spec.name!r}: only partial states can be read unmerged")
 
-    def _probes(self, keys: pa.RecordBatch) -> pa.RecordBatch:
-        """The keys to look up in stored form: canonical, with their hash. Raises unless they can be."""
+    def _check_lookup(self, keys: pa.RecordBatch) -> None:
+        """Raise unless the keys can be looked up."""
         self._host.check_usable()
         if self.spec.kind is TableKind.APPEND:
             raise ValueError(f"table {self.spec.name!r}: an append table holds several rows of a key: scan it")
-        self._check_keys(keys)
-        return self._hashed(keys, self.spec.key)
+        if keys.schema != self._key_schema:
+            self._check_keys(keys)
 
     def _partition_probes(self, keys: pa.RecordBatch, time_range: tuple[int | None, int | None]) -> pa.RecordBatch:
         """The partition keys to match in stored form. Raises unless the table can be asked so."""
@@ -124,6 +128,7 @@ class BufferedTable:
         return self._hashed(keys, names)
 
     def _hashed(self, keys: pa.RecordBatch, names: Sequence[str]) -> pa.RecordBatch:
+        """The keys in stored form: canonical, with their hash."""
         keys = canonicalise(keys.select(list(names)))
         return keys.append_column(HASH_COLUMN, pa.array(self.layout.hash_of(keys)))
 
@@ -138,17 +143,30 @@ class BufferedTable:
         positions, key_index = match_rows(self.layout, rows, probes)
         return Matches(self.layout.to_user(rows.take(pa.array(positions)), None), pa.array(key_index))
 
-    def _answer(self, rows: pa.RecordBatch, place: npt.NDArray[Any]) -> LookupResult:
+    def _places(self, rows: pa.RecordBatch, probes: pa.RecordBatch) -> npt.NDArray[np.int64]:
+        """For each probe its row in one merged piece, or -1."""
+        sorted_probes = Probes.of(self.layout, probes)
+        place = np.full(probes.num_rows, -1, dtype=np.int64)
+        found = locate(self.layout, SortedRows.of(self.layout, rows), sorted_probes)
+        place[sorted_probes.rows] = found
+        return place
+
+    def _answer(self, rows: pa.RecordBatch, place: npt.NDArray[np.int64]) -> LookupResult:
+        """For each probe the row in its place, or nulls where that is -1."""
         hit = place >= 0
-        indices = pa.array(np.where(hit, place, 0), mask=~hit)
-        names = self.spec.schema.names
-        nullable = pa.schema([self.spec.schema.field(n).with_nullable(True) for n in names])
         if not rows.num_rows:
-            arrays = [pa.nulls(len(hit), f.type) for f in nullable]
-            return LookupResult(pa.RecordBatch.from_arrays(arrays, schema=nullable), pa.array(hit))
-        return LookupResult(_nullable(rows.select(names).take(indices)).cast(nullable), pa.array(hit))
+            rows, place = self._nothing, np.zeros(len(place), dtype=np.int64)
+        batch = rows.select(self.spec.schema.names).take(pa.array(place, mask=None if hit.all() else ~hit))
+        return LookupResult(self._as_answer(batch), pa.array(hit))
 
+    def _answer_rows(self, rows: Sequence[Row | None]) -> LookupResult:
+        """The same for a few rows, of different pieces."""
+        slices = [self._nothing if row is None else row[0].payload.slice(row[1], 1) for row in rows]
+        batch = slices[0] if len(slices) == 1 else concat(slices, self.layout.answer)
+        return LookupResult(self._as_answer(batch), pa.array([row is not None for row in rows], pa.bool_()))
 
-def _nullable(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The same columns, declared nullable: a missing key is a row of nulls."""
-    return pa.RecordBatch.from_arrays(batch.columns, schema=pa.schema([f.with_nullable(True) for f in batch.schema]))
+    def _as_answer(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """The user's types; nullable, since a missing key is a row of nulls."""
+        if batch.schema == self._answer_schema:
+            return batch
+        return pa.RecordBatch.from_arrays(batch.columns, schema=self.layout.answer).cast(self._answer_schema)

@@ -1,4 +1,4 @@
-"""Decoded blocks of SSTables in memory, least recently used first out, and the reads through them.
+"""Decoded blocks and filters of SSTables in memory, least recently used first out, and the reads through them.
 
 What is in memory is read on the caller's thread; only what is missing costs a change of threads.
 """
@@ -9,28 +9,38 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeAlias
 
-import pyarrow as pa
-
+from statebackend.bloom import BloomFilter
 from statebackend.merge import TableLayout
 from statebackend.objectstore import ObjectStore
-from statebackend.sstable import EncodedSSTable, SSTableIndex, SSTableMeta, read_blocks, read_index
+from statebackend.probe import SortedRows
+from statebackend.sstable import EncodedSSTable, SSTableIndex, SSTableMeta, read_blocks, read_filter, read_index
 
-__all__ = ["BlockCache", "BlockReader", "BlockSelector"]
+__all__ = ["BlockCache", "BlockReader", "BlockSelector", "OpenFile"]
 
-BlockSelector: TypeAlias = Callable[[SSTableIndex], Sequence[int]]
-"""Numbers of the blocks that a read needs, in order, by the index."""
+BlockSelector: TypeAlias = Callable[[SSTableMeta, SSTableIndex], Sequence[int]]
+"""Numbers of the blocks of a file that a read needs, in order, by its index."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFile:
+    """What is known of a file before any block is read; ``filter`` is None where there is none to ask."""
+
+    meta: SSTableMeta
+    index: SSTableIndex
+    filter: BloomFilter | None
 
 
 class BlockCache:
-    """Blocks by (file, number) up to a number of bytes; thread-safe."""
+    """Blocks by (file, number), and filters by file, up to a number of bytes; thread-safe."""
 
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
         # State below is protected by _lock.
         self._lock = threading.Lock()
-        self._blocks: OrderedDict[tuple[str, int], pa.RecordBatch] = OrderedDict()
+        self._entries: OrderedDict[tuple[str, int | None], SortedRows | BloomFilter] = OrderedDict()
         self._bytes = 0
         self._hits = self._misses = 0
 
@@ -49,27 +59,46 @@ class BlockCache:
         """Bytes held now."""
         return self._bytes
 
-    def get(self, name: str, number: int) -> pa.RecordBatch | None:
+    def get(self, name: str, number: int) -> SortedRows | None:
         """The block, or None."""
         with self._lock:
-            block = self._blocks.get((name, number))
-            if block is None:
-                self._misses += 1
-                return None
-            self._hits += 1
-            self._blocks.move_to_end((name, number))
-            return block
+            block = self._get(name, number)
+            self._hits += block is not None
+            self._misses += block is None
+        return block if isinstance(block, SortedRows) else None
 
-    def put(self, name: str, number: int, block: pa.RecordBatch) -> None:
-        """Keep the block; older ones give way."""
+    def get_all(self, name: str, numbers: Sequence[int]) -> list[SortedRows] | None:
+        """The blocks if all are there, else None and nothing is counted."""
         with self._lock:
-            if (name, number) in self._blocks:
+            found = [self._get(name, number) for number in numbers]
+            blocks = [block for block in found if isinstance(block, SortedRows)]
+            if len(blocks) < len(numbers):
+                return None
+            self._hits += len(blocks)
+        return blocks
+
+    def get_filter(self, name: str) -> BloomFilter | None:
+        """The filter of the file, or None."""
+        with self._lock:
+            found = self._get(name, None)
+        return found if isinstance(found, BloomFilter) else None
+
+    def put(self, name: str, number: int | None, entry: SortedRows | BloomFilter) -> None:
+        """Keep a block, or with None as the number a filter; older ones give way."""
+        with self._lock:
+            if (name, number) in self._entries:
                 return
-            self._blocks[name, number] = block
-            self._bytes += block.nbytes
-            while self._bytes > self._bytes_max and self._blocks:
-                _, old = self._blocks.popitem(last=False)
+            self._entries[name, number] = entry
+            self._bytes += entry.nbytes
+            while self._bytes > self._bytes_max and self._entries:
+                _, old = self._entries.popitem(last=False)
                 self._bytes -= old.nbytes
+
+    def _get(self, name: str, number: int | None) -> SortedRows | BloomFilter | None:
+        entry = self._entries.get((name, number))
+        if entry is not None:
+            self._entries.move_to_end((name, number))
+        return entry
 
 
 class BlockReader:
@@ -113,44 +142,74 @@ class BlockReader:
     @property
     def index_bytes(self) -> int:
         """Bytes of block indexes held now; they stay as long as their file is live, outside the cache's limit."""
-        return sum(index.entries.nbytes for index in tuple(self._indexes.values()))
+        return sum(index.nbytes for index in tuple(self._indexes.values()))
 
     def keep(self, table: EncodedSSTable) -> None:
         """Keep what was just written, so that it need not be read back."""
         self._indexes[table.meta.name] = table.index
         for number, block in enumerate(table.blocks):
-            self._cache.put(table.meta.name, number, block)
+            self._cache.put(table.meta.name, number, SortedRows.of(table.layout, block))
+        if table.filter is not None and self.wants_filter(table.index):
+            self._cache.put(table.meta.name, None, table.filter)
 
     def forget(self, live: set[str]) -> None:
         """Let go of the indexes of files that are no longer live."""
         self._indexes = {name: index for name, index in self._indexes.items() if name in live}
 
+    # --- what is in memory; any thread, no request ---
+
+    def index_now(self, meta: SSTableMeta) -> SSTableIndex | None:
+        """The index of a file, if it was read already."""
+        return self._indexes.get(meta.name)
+
+    def open_now(self, meta: SSTableMeta) -> OpenFile | None:
+        """The index and the filter of a file, if they are in memory as far as they are wanted."""
+        if (index := self._indexes.get(meta.name)) is None:
+            return None
+        bloom = self._cache.get_filter(meta.name)
+        return OpenFile(meta, index, bloom) if bloom is not None or not self.wants_filter(index) else None
+
+    def wants_filter(self, index: SSTableIndex) -> bool:
+        """Whether the file has a filter, and one that does not push everything else out of the cache."""
+        return 0 < index.filter_bytes <= self._cache.bytes_max // 4
+
+    def block_now(self, meta: SSTableMeta, number: int) -> SortedRows | None:
+        """A block, if it is in memory."""
+        return self._cache.get(meta.name, number)
+
+    def blocks_now(self, meta: SSTableMeta, select: BlockSelector) -> list[SortedRows] | None:
+        """The selected blocks, if all of them are in memory."""
+        index = self._indexes.get(meta.name)
+        return None if index is None else self._cache.get_all(meta.name, select(meta, index))
+
+    # --- what may have to be read; on the store's runtime ---
+
     async def index(self, meta: SSTableMeta) -> SSTableIndex:
         """The index of a file, read once."""
         if (index := self._indexes.get(meta.name)) is None:
-            index = self._indexes[meta.name] = await read_index(self._objects, meta)
+            index, bloom = await read_index(self._objects, meta)
+            self._indexes[meta.name] = index
+            if bloom is not None and self.wants_filter(index):
+                self._cache.put(meta.name, None, bloom)
         return index
 
-    def cached(self, meta: SSTableMeta, select: BlockSelector) -> list[pa.RecordBatch] | None:
-        """The selected blocks if all of them are in memory; any thread, no request."""
-        if (index := self._indexes.get(meta.name)) is None:
-            return None
-        blocks: list[pa.RecordBatch] = []
-        for number in select(index):
-            if (block := self._cache.get(meta.name, number)) is None:
-                return None
-            blocks.append(block)
-        return blocks
-
-    async def read(self, layout: TableLayout, meta: SSTableMeta, select: BlockSelector) -> list[pa.RecordBatch]:
-        """The selected blocks, in order; runs on the store's runtime."""
+    async def open(self, meta: SSTableMeta) -> OpenFile:
+        """The index and the filter of a file, unless it has none or one that is too big for the cache."""
         index = await self.index(meta)
-        found = {number: self._cache.get(meta.name, number) for number in select(index)}
+        bloom = self._cache.get_filter(meta.name)
+        if bloom is None and self.wants_filter(index):
+            bloom = await read_filter(self._objects, meta, index)
+            self._cache.put(meta.name, None, bloom)
+        return OpenFile(meta, index, bloom)
+
+    async def blocks(self, layout: TableLayout, meta: SSTableMeta, select: BlockSelector) -> list[SortedRows]:
+        """The selected blocks, in order."""
+        index = await self.index(meta)
+        found = {number: self._cache.get(meta.name, number) for number in select(meta, index)}
         missing = [number for number, block in found.items() if block is None]
         if missing:
-            for number, block in zip(
-                missing, await read_blocks(self._objects, meta, index, missing, layout.stored), strict=True
-            ):
-                found[number] = block
+            read = await read_blocks(self._objects, meta, index, missing, layout.stored)
+            for number, batch in zip(missing, read, strict=True):
+                found[number] = block = SortedRows.of(layout, batch)
                 self._cache.put(meta.name, number, block)
         return [block for block in found.values() if block is not None]

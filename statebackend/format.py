@@ -33,6 +33,7 @@ __all__ = ["MANIFEST_VERSION", "SSTABLE_VERSION", "ObjectKind", "checksum", "dec
 MAGIC = b"SBK\x01"
 MANIFEST_VERSION = 1
 SSTABLE_VERSION = 1
+FILTER_VERSION = 1
 
 _HEADER = struct.Struct("<4sBBHQ")
 _CHECKSUM = struct.Struct("<Q")
@@ -44,9 +45,14 @@ class ObjectKind(IntEnum):
 
     MANIFEST = 1
     SSTABLE_INDEX = 2
+    SSTABLE_FILTER = 3
 
 
-_VERSIONS = {ObjectKind.MANIFEST: MANIFEST_VERSION, ObjectKind.SSTABLE_INDEX: SSTABLE_VERSION}
+_VERSIONS = {
+    ObjectKind.MANIFEST: MANIFEST_VERSION,
+    ObjectKind.SSTABLE_INDEX: SSTABLE_VERSION,
+    ObjectKind.SSTABLE_FILTER: FILTER_VERSION,
+}
 
 
 def checksum(*parts: bytes | memoryview) -> int:

@@ -41,7 +41,19 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["HASH_VERSION", "Hasher", "canonical_schema", "canonicalise", "hash_columns", "rows_equal"]
+__all__ = [
+    "GOLDEN",
+    "HASH_VERSION",
+    "NULL_WORD",
+    "Hasher",
+    "canonical_schema",
+    "canonicalise",
+    "distinct",
+    "hash_columns",
+    "mix_word",
+    "mix_words",
+    "rows_equal",
+]
 
 HASH_VERSION = 1
 """Goes into every manifest and SSTable that holds hashes. A change of the table above needs a new number."""
@@ -54,8 +66,10 @@ _BLOCK_ROWS = 1 << 15  # what one pass works on stays in the processor's cache
 _ROUNDS = 8  # words of a string that are hashed round by round; the rest of long ones all at once
 _SHIFT_1, _SHIFT_2, _SHIFT_3 = np.uint64(30), np.uint64(27), np.uint64(31)
 _FACTOR_1, _FACTOR_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-_GOLDEN = 0x9E3779B97F4A7C15
-_NULL = np.uint64(0xD6E8FEB86659FD93)
+GOLDEN = 0x9E3779B97F4A7C15
+NULL_WORD = 0xD6E8FEB86659FD93
+_MASK = (1 << 64) - 1
+_NULL = np.uint64(NULL_WORD)
 _TAIL_MASK = np.array([(1 << 8 * n) - 1 for n in range(9)], dtype=np.uint64)
 
 
@@ -246,6 +260,27 @@ def hash_columns(arrays: Sequence[pa.Array]) -> Words:
     return hashes
 
 
+def distinct(words: Words) -> Words:
+    """The different words, sorted. (numpy's ``unique`` keeps a hash table and takes ten times as long.)"""
+    ordered = np.sort(words)
+    return ordered[np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))] if len(ordered) else ordered
+
+
+def mix_words(words: Words) -> Words:
+    """``fold`` over each word alone (a bijection): another hash out of a hash."""
+    return _mix(words + np.uint64(GOLDEN))
+
+
+def mix_word(word: int) -> int:
+    """The same for one word, as a plain integer."""
+    x = (word + GOLDEN) & _MASK
+    x ^= x >> 30
+    x = x * 0xBF58476D1CE4E5B9 & _MASK
+    x ^= x >> 27
+    x = x * 0x94D049BB133111EB & _MASK
+    return x ^ x >> 31
+
+
 def _mix(x: Words) -> Words:
     """In place."""
     x ^= x >> _SHIFT_1
@@ -257,16 +292,16 @@ def _mix(x: Words) -> Words:
 
 
 def _fold(words: Sequence[Words]) -> Words:
-    hashes = _mix(words[0] + np.uint64(_GOLDEN))
+    hashes = _mix(words[0] + np.uint64(GOLDEN))
     for word in words[1:]:
         hashes ^= word
-        hashes += np.uint64(_GOLDEN)
+        hashes += np.uint64(GOLDEN)
         _mix(hashes)
     return hashes
 
 
 def _golden(i: int) -> np.uint64:
-    return np.uint64(i * _GOLDEN & (1 << 64) - 1)
+    return np.uint64(i * GOLDEN & (1 << 64) - 1)
 
 
 def _words(array: pa.Array) -> Words:
@@ -319,7 +354,7 @@ def _list_words(array: pa.Array) -> Words:
     lengths = np.diff(offsets)
     place = np.arange(1, len(elements) + 1) - np.repeat(offsets[:-1], lengths)
     return _mix(
-        _segment_sums(_mix(elements + place.view(np.uint64) * np.uint64(_GOLDEN)), offsets) + lengths.view(np.uint64)
+        _segment_sums(_mix(elements + place.view(np.uint64) * np.uint64(GOLDEN)), offsets) + lengths.view(np.uint64)
     )
 
 
@@ -359,7 +394,7 @@ def _rest_sums(starts: Positions, lengths: Positions, load: Callable[[Positions]
     place = np.arange(offsets[-1]) - np.repeat(offsets[:-1], counts) + _ROUNDS
     words = load(np.repeat(starts, counts) + 8 * place)
     words &= _TAIL_MASK[np.minimum(np.repeat(lengths, counts) - 8 * place, 8)]
-    words += (place + 1).view(np.uint64) * np.uint64(_GOLDEN)
+    words += (place + 1).view(np.uint64) * np.uint64(GOLDEN)
     return _segment_sums(_mix(words), offsets)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from statebackend.points import KEYS_MAX
 from statebackend.settings import StoreSettings
 from statebackend.store import StateStore
 from statebackend.tables import TableKind, TableOrder, TableSpec
@@ -74,7 +75,10 @@ class KeyValueStore:
             buffered = {k: self._buffer[k] for k in keys if k in self._buffer}
         wanted = [k for k in keys if k not in buffered]
         found: dict[bytes, bytes | None] = dict(buffered)
-        if wanted:
+        if len(wanted) <= KEYS_MAX and (few := self._table.find([(key,) for key in wanted])) is not None:
+            values = [None if row is None else row[0].payload.column(1)[row[1]].as_py() for row in few]
+            found.update(zip(wanted, values, strict=True))
+        elif wanted:
             rows = self._table.lookup(pa.record_batch([pa.array(wanted, pa.binary())], names=["key"]))
             found.update(zip(wanted, rows.batch.column("value").to_pylist(), strict=True))
         return [found[k] for k in keys]

@@ -18,6 +18,7 @@ import pyarrow as pa
 from statebackend.ids import SequenceNumber
 from statebackend.keys import canonicalise
 from statebackend.merge import TableLayout
+from statebackend.probe import SortedRows
 from statebackend.tables import TableKind
 
 __all__ = ["FrozenMemTable", "MemTable", "Piece", "null_row_batch"]
@@ -28,13 +29,13 @@ FOLD_ROWS_MIN = 1 << 20
 
 @dataclass(slots=True)
 class Piece:
-    """One batch; ``sorted``: in physical order and without duplicates. Stored form on demand."""
+    """One batch; ``rows`` when it is in physical order and without duplicates. Stored form on demand."""
 
     batch: pa.RecordBatch
     time_max: int | None
     stored: pa.RecordBatch | None = None
     tombstone: bool = False
-    sorted: bool = False
+    rows: SortedRows | None = None
 
     def to_stored(self, layout: TableLayout) -> pa.RecordBatch:
         """The stored form; partial states go without a hash, since merging makes new rows."""
@@ -118,14 +119,14 @@ class MemTable:
             self._rows_unfolded = sum(p.batch.num_rows for p in kept)
 
     def pieces(self) -> tuple[Piece, ...]:
-        """The pieces, oldest first; those of an upsert table as `sorted_pieces`."""
+        """The pieces, oldest first; those of an upsert table sorted, few and free of duplicates."""
         if self._layout.spec.kind is TableKind.UPSERT:
             return self.sorted_pieces()
         return tuple(self._pieces)
 
     def sorted_pieces(self) -> tuple[Piece, ...]:
         """The pieces in physical order, few and free of duplicates, oldest first."""
-        if any(not p.sorted for p in self._pieces):
+        if self._pieces and self._pieces[-1].rows is None:
             self._pieces = _sort_pieces(self._layout, self._pieces, self._watermark)
             self._nbytes = sum(p.batch.nbytes for p in self._pieces)
             self._rows_folded, self._rows_unfolded = sum(p.batch.num_rows for p in self._pieces), 0
@@ -161,10 +162,10 @@ def _sort_pieces(layout: TableLayout, pieces: Sequence[Piece], watermark: int | 
     Unsorted pieces are the newest. Sizes stay geometric, so n rows are in O(log n) pieces and each is
     merged O(log n) times, however often this is called.
     """
-    ordered = [p for p in pieces if p.sorted]
+    ordered = [p for p in pieces if p.rows is not None]
     if len(ordered) == len(pieces):
         return ordered
-    ordered.append(_merged(layout, [p for p in pieces if not p.sorted], watermark))
+    ordered.append(_merged(layout, [p for p in pieces if p.rows is None], watermark))
     while len(ordered) > 1 and ordered[-2].batch.num_rows <= 2 * ordered[-1].batch.num_rows:
         ordered[-2:] = [_merged(layout, ordered[-2:], watermark)]
     return ordered
@@ -172,7 +173,7 @@ def _sort_pieces(layout: TableLayout, pieces: Sequence[Piece], watermark: int | 
 
 def _merged(layout: TableLayout, pieces: Sequence[Piece], watermark: int | None) -> Piece:
     merged = layout.merge([p.to_stored(layout) for p in pieces], watermark=watermark)
-    return Piece(merged, layout.time_max(merged), merged, sorted=True)
+    return Piece(merged, layout.time_max(merged), merged, rows=SortedRows.of(layout, merged))
 
 
 def null_row_batch(schema: pa.Schema, keys: pa.RecordBatch) -> pa.RecordBatch:

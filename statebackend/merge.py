@@ -40,7 +40,16 @@ from statebackend.tables import TableKind, TableOrder, TableSpec
 if TYPE_CHECKING:
     from datafusion.user_defined import AggregateUDF
 
-__all__ = ["HASH_COLUMN", "TOMBSTONE_COLUMN", "HashRange", "TableLayout", "concat", "key_prefixes", "time_values"]
+__all__ = [
+    "HASH_COLUMN",
+    "TOMBSTONE_COLUMN",
+    "HashRange",
+    "TableLayout",
+    "concat",
+    "key_prefixes",
+    "stable_order",
+    "time_values",
+]
 
 HASH_COLUMN = "__hash"
 TOMBSTONE_COLUMN = "__tombstone"
@@ -56,12 +65,17 @@ _INT64 = np.iinfo(np.int64)
 
 @dataclass(frozen=True, slots=True)
 class TableLayout:
-    """The stored form of one table and its merge rule."""
+    """The stored form of one table and its merge rule.
+
+    ``canonical``: the table's columns in canonical types; ``stored``: those, hash and tombstone; ``answer``: those,
+    all nullable.
+    """
 
     spec: TableSpec
     hasher: Hasher
     canonical: pa.Schema
     stored: pa.Schema
+    answer: pa.Schema
     merger: StateMerger | None
 
     @classmethod
@@ -87,7 +101,8 @@ class TableLayout:
             # A deletion has nulls wherever it has no key.
             columns = [f if f.name in spec.key else f.with_nullable(True) for f in canonical]
             extra.append(pa.field(TOMBSTONE_COLUMN, pa.bool_(), nullable=False))
-        return cls(spec, hasher, canonical, pa.schema([*columns, *extra]), merger)
+        answer = pa.schema([f.with_nullable(True) for f in canonical])
+        return cls(spec, hasher, canonical, pa.schema([*columns, *extra]), answer, merger)
 
     @property
     def fingerprint(self) -> str | None:
@@ -111,6 +126,16 @@ class TableLayout:
         if self.spec.order is TableOrder.KEY:
             return key_prefixes(batch.column(self.spec.key[0]))
         return self.hasher.hash(batch, self.partition_key)
+
+    def filter_hashes(self, batch: pa.RecordBatch) -> UInt64s | None:
+        """What a file's filter knows of some rows: hashes of their partition keys; None when there is no such key.
+
+        ``batch``: stored rows, or probes with ``__hash``. In order ``key`` that column is no hash, so it is made here.
+        """
+        if self.spec.order is TableOrder.KEY:
+            return self.hasher.hash(batch, self.spec.key)
+        hashes: UInt64s = batch.column(HASH_COLUMN).to_numpy()
+        return hashes if self.partition_key else None
 
     def check(self, batch: pa.RecordBatch) -> None:
         """Raise `SchemaMismatchError` unless the batch has exactly the columns of the table."""
@@ -246,7 +271,7 @@ class TableLayout:
             same = self._equal_to_previous(batch, order, np.arange(1, len(order)))
             return order, np.flatnonzero(np.append(True, ~same))
         columns = self.order_columns(batch)
-        order = _stable_order(columns)
+        order = stable_order(columns)
         if not len(order):
             return order, order
         tied = np.ones(len(order) - 1, dtype=bool)
@@ -325,7 +350,7 @@ def key_prefixes(keys: pa.Array) -> UInt64s:
     return words.view(">u8").reshape(count).astype(np.uint64)
 
 
-def _stable_order(columns: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.intp]:
+def stable_order(columns: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.intp]:
     """Stable argsort by several columns, most significant first; constant columns cost nothing."""
     order: npt.NDArray[np.intp] | None = None
     for column in reversed(columns):

@@ -16,7 +16,6 @@ from statebackend.backend import LookupResult, Matches
 from statebackend.buffered_table import BufferedTable, BufferHost
 from statebackend.memtable import Piece
 from statebackend.merge import HASH_COLUMN, HashRange
-from statebackend.probe import probe
 from statebackend.slatedb_rows import RowCodec
 from statebackend.tables import TableOrder
 
@@ -68,12 +67,13 @@ class SlateTable(BufferedTable):
 
     def lookup(self, keys: pa.RecordBatch) -> LookupResult:
         """The row of each key; see `StateTable.lookup`."""
-        probes = self._probes(keys)
+        self._check_lookup(keys)
+        probes = self._hashed(keys, self.spec.key)
         snapshot, pieces, watermark = self._view()
         stored = self.codec.rows_of(self._backend.get(snapshot, sorted(set(self.codec.keys_of(probes)))))
         everything = [stored, *(p.to_stored(self.layout) for p in pieces)]
         rows = self.layout.merge(everything, watermark=watermark, drop_tombstones=True)
-        return self._answer(rows, probe(self.layout, rows, probes, np.arange(probes.num_rows)))
+        return self._answer(rows, self._places(rows, probes))
 
     def matches(self, keys: pa.RecordBatch, time_range: tuple[int | None, int | None] = (None, None)) -> Matches:
         """All live rows of the given partition keys; see `StateTable.matches`. A range scan for every key."""

@@ -4,16 +4,20 @@ Any Arrow reader opens one. The rows are cut into blocks (IPC record batches); t
 metadata holds, under ``statebackend``, the index: one entry per block with its place, its
 checksum and the range of times and hashes in it. Footer metadata has to be given to Arrow before
 the first block is written, so space is reserved for it and filled in at the end, when the places
-are known; entries have a fixed size for that.
+are known; entries have a fixed size for that. Between the blocks and the footer lies the filter (see
+``bloom.py``), where Arrow readers, who find blocks by the footer, never look.
 
 ::
 
-    "ARROW1" | schema message | block 0 | block 1 | ... | EOS | Arrow footer | length | "ARROW1"
-                                                                 └ metadata["statebackend"]
+    "ARROW1" | schema message | block 0 | block 1 | ... | EOS | filter | Arrow footer | length | "ARROW1"
+                                                                          └ metadata["statebackend"]
+    filter   = envelope of kind SSTABLE_FILTER of {"words": bytes}, zeros up to a multiple of 8 bytes; or nothing
     value    = "SSTX" + base64(envelope of kind SSTABLE_INDEX, padded) of
-               {"table", "rows", "blocks": bytes, "entry_bytes", "hash_version"}
+               {"table", "rows", "blocks": bytes, "entry_bytes", "hash_version", "filter": [offset, length] or None}
     blocks   = per block, little-endian: offset u64, length u64, rows u64, xxh3-64 u64,
                hash_min u64, hash_max u64, time_min i64, time_max i64
+
+The tail, which is read first and in one request, begins with the filter if that is small, else with the footer.
 
 Invariants:
 
@@ -32,13 +36,14 @@ import io
 import re
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from statebackend import format as envelope
+from statebackend.bloom import BloomFilter
 from statebackend.errors import CorruptionError, ObjectMissingError, UnsupportedFormatError
 from statebackend.keys import HASH_VERSION
 from statebackend.merge import HASH_COLUMN, HashRange, TableLayout
@@ -46,7 +51,15 @@ from statebackend.objectstore import ObjectStore
 from statebackend.settings import StoreSettings
 from statebackend.tables import TableOrder, TableSpec
 
-__all__ = ["EncodedSSTable", "SSTableIndex", "SSTableMeta", "encode_sstable", "read_blocks", "read_index"]
+__all__ = [
+    "EncodedSSTable",
+    "SSTableIndex",
+    "SSTableMeta",
+    "encode_sstable",
+    "read_blocks",
+    "read_filter",
+    "read_index",
+]
 
 _MARK = b"SSTX"
 _ENTRY = np.dtype(
@@ -61,7 +74,10 @@ _ENTRY = np.dtype(
         ("time_max", "<i8"),
     ]
 )
-_INDEX_SLACK = 512  # envelope, msgpack framing and the table's name
+_INDEX_SLACK = 512  # envelope, msgpack framing, place of the filter and the table's name
+_EOS_BYTES = 8
+_FILTER_BYTES_EAGER = 1 << 16  # filters up to this size are read with the index
+_FOOTER_END = struct.Struct("<i6s")  # length of the footer, magic
 _BASE64 = re.compile(re.escape(_MARK) + rb"([A-Za-z0-9+/]+=*)")
 
 
@@ -70,10 +86,10 @@ class SSTableMeta:
     """What the manifest knows of one file.
 
     ``size`` and ``tail_bytes`` in bytes; ``tail_checksum`` is xxh3-64 over the last ``tail_bytes``
-    bytes, which hold the footer; ``sequence`` orders the flushes of one writer; ``level`` is 0 for
-    a flushed file and 1 for a merged one; ``run`` names the sorted run that a merged file is a part
-    of, None for a flushed one. Times are those by which rows expire (see `TableLayout.time_range`), None if
-    they do not.
+    bytes, which hold the footer and, if it is small, the filter; ``sequence`` orders the flushes of one
+    writer; ``level`` is 0 for a flushed file and 1 for a merged one; ``run`` names the sorted run that a
+    merged file is a part of, None for a flushed one. Times are those by which rows expire (see
+    `TableLayout.time_range`), None if they do not.
     """
 
     name: str
@@ -105,57 +121,77 @@ class SSTableMeta:
 
 @dataclass(frozen=True, slots=True)
 class SSTableIndex:
-    """Place and statistics of every block, as one structured array."""
+    """Place and statistics of every block, as one structured array, and where the filter is, if there is one.
+
+    The ranges are arrays of their own, since every lookup bisects them.
+    """
 
     entries: npt.NDArray[np.void]
+    filter_offset: int = 0
+    filter_bytes: int = 0
+    hash_min: npt.NDArray[np.uint64] = field(init=False)
+    hash_max: npt.NDArray[np.uint64] = field(init=False)
+    time_min: npt.NDArray[np.int64] = field(init=False)
+    time_max: npt.NDArray[np.int64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        for name in ("hash_min", "hash_max", "time_min", "time_max"):
+            object.__setattr__(self, name, np.ascontiguousarray(self.entries[name]))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return self.entries.nbytes * 3 // 2
 
     def overlapping(self, start: int | None, end: int | None, hash_range: HashRange = (None, None)) -> list[int]:
         """Blocks that may hold times in ``[start, end)`` and hashes in ``hash_range``."""
         keep = self._in_times(start, end)
         low, high = hash_range
         if low is not None:
-            keep &= self.entries["hash_max"] >= low
+            keep &= self.hash_max >= low
         if high is not None and high < 1 << 64:
-            keep &= self.entries["hash_min"] < high
+            keep &= self.hash_min < high
         return np.flatnonzero(keep).tolist()
 
     def overlapping_keys(
         self, spec: TableSpec, low: tuple[int, int] | None, high: tuple[int, int] | None, watermark: int | None
     ) -> list[int]:
         """Blocks that may hold order keys in ``[low, high)`` and rows that are not below the watermark."""
-        first = "time" if spec.order is TableOrder.TIME else "hash"
+        by_time = spec.order is TableOrder.TIME
         keep = np.ones(len(self.entries), dtype=bool)
         if low is not None:
-            keep &= self.entries[f"{first}_max"] >= low[0]
+            keep &= (self.time_max if by_time else self.hash_max) >= low[0]
         if high is not None:
-            keep &= self.entries[f"{first}_min"] <= high[0]
+            keep &= (self.time_min if by_time else self.hash_min) <= high[0]
         if watermark is not None and spec.expires_by_row:
-            keep &= self.entries["time_max"] >= watermark
+            keep &= self.time_max >= watermark
         return np.flatnonzero(keep).tolist()
 
     def holding(self, hashes: npt.NDArray[np.uint64], start: int | None, end: int | None) -> list[int]:
         """Blocks that may hold one of the sorted ``hashes`` with a time in ``[start, end)``."""
-        first = np.searchsorted(hashes, self.entries["hash_min"], side="left")
-        last = np.searchsorted(hashes, self.entries["hash_max"], side="right")
+        first = np.searchsorted(hashes, self.hash_min, side="left")
+        last = np.searchsorted(hashes, self.hash_max, side="right")
         return np.flatnonzero((last > first) & self._in_times(start, end)).tolist()
 
     def _in_times(self, start: int | None, end: int | None) -> npt.NDArray[np.bool_]:
         keep = np.ones(len(self.entries), dtype=bool)
         if start is not None:
-            keep &= self.entries["time_max"] >= start
+            keep &= self.time_max >= start
         if end is not None:
-            keep &= self.entries["time_min"] < end
+            keep &= self.time_min < end
         return keep
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedSSTable:
-    """The bytes of a file, what the manifest shall say of it, and its blocks (to be cached)."""
+    """The bytes of a file, what the manifest shall say of it, and its blocks and filter (to be cached)."""
 
+    layout: TableLayout
     data: memoryview
     meta: SSTableMeta
     index: SSTableIndex
     blocks: tuple[pa.RecordBatch, ...]
+    filter: BloomFilter | None
 
 
 def encode_sstable(
@@ -175,9 +211,11 @@ def encode_sstable(
             # The schema is written with the first block; that block begins after it.
             offset = before or _end_of_schema(sink.getbuffer()[:16])
             entries[i] = _entry(layout, block, offset, sink.getbuffer()[offset : sink.tell()])
+    end = int(entries[-1]["offset"] + entries[-1]["length"])
+    index, bloom = _insert_filter(sink, layout, rows, entries, settings.filter_bits_per_key)
     data = sink.getbuffer()
-    tail_start = int(entries[-1]["offset"] + entries[-1]["length"])
-    _fill_index(data, tail_start, layout.spec.name, rows.num_rows, entries, reserved)
+    _fill_index(data, layout.spec.name, rows.num_rows, index, reserved)
+    tail_start = end if index.filter_bytes <= _FILTER_BYTES_EAGER else _filter_end(index)
     timed = layout.spec.expiry_field is not None
     meta = SSTableMeta(
         name=name,
@@ -193,11 +231,11 @@ def encode_sstable(
         time_min=int(entries["time_min"].min()) if timed else None,
         time_max=int(entries["time_max"].max()) if timed else None,
     )
-    return EncodedSSTable(data.toreadonly(), meta, SSTableIndex(entries), tuple(blocks))
+    return EncodedSSTable(layout, data.toreadonly(), meta, index, tuple(blocks), bloom)
 
 
-async def read_index(objects: ObjectStore, meta: SSTableMeta) -> SSTableIndex:
-    """Read and check the index of a file: one request.
+async def read_index(objects: ObjectStore, meta: SSTableMeta) -> tuple[SSTableIndex, BloomFilter | None]:
+    """Read and check the index of a file, and its filter if that is small: one request.
 
     Raises `CorruptionError` or `ObjectMissingError`, both naming the file.
     """
@@ -207,10 +245,23 @@ async def read_index(objects: ObjectStore, meta: SSTableMeta) -> SSTableIndex:
         raise CorruptionError(
             f"{meta.name}: checksum of the footer is {found:016x}, expected {meta.tail_checksum:016x}"
         )
-    match = _BASE64.search(tail)
+    match = _BASE64.search(tail, max(0, _footer_start(tail))) if len(tail) >= _FOOTER_END.size else None
     if match is None:
         raise CorruptionError(f"{meta.name}: no index in the footer")
-    return SSTableIndex(_decode_index(match.group(1), meta))
+    index = _decode_index(match.group(1), meta)
+    begin = index.filter_offset - (meta.size - meta.tail_bytes)
+    if not index.filter_bytes or begin < 0:
+        return index, None
+    return index, BloomFilter.decode(tail[begin : begin + index.filter_bytes], meta.name)
+
+
+async def read_filter(objects: ObjectStore, meta: SSTableMeta, index: SSTableIndex) -> BloomFilter:
+    """Read and check the filter of a file that has one: one request.
+
+    Raises `CorruptionError` or `ObjectMissingError`, both naming the file.
+    """
+    data = await _get(objects, meta.name, index.filter_offset, index.filter_offset + index.filter_bytes)
+    return BloomFilter.decode(data, meta.name)
 
 
 async def read_blocks(
@@ -257,23 +308,45 @@ def _entry(layout: TableLayout, block: pa.RecordBatch, offset: int, data: memory
     return offset, len(data), block.num_rows, digest, int(hashes.min()), int(hashes.max()), low, high
 
 
-def _fill_index(
-    data: memoryview, tail_start: int, table: str, rows: int, entries: npt.NDArray[np.void], reserved: int
-) -> None:
+def _insert_filter(
+    sink: io.BytesIO, layout: TableLayout, rows: pa.RecordBatch, entries: npt.NDArray[np.void], bits_per_key: int
+) -> tuple[SSTableIndex, BloomFilter | None]:
+    """Put the filter between the blocks of a written file and its footer."""
+    hashes = layout.filter_hashes(rows) if bits_per_key else None
+    if hashes is None:
+        return SSTableIndex(entries), None
+    bloom = BloomFilter.of(hashes, bits_per_key)
+    data = bloom.encode()
+    at = int(entries[-1]["offset"] + entries[-1]["length"]) + _EOS_BYTES
+    footer = bytes(sink.getbuffer()[at:])
+    sink.seek(at)
+    sink.write(data + bytes(-len(data) % 8) + footer)
+    return SSTableIndex(entries, at, len(data)), bloom
+
+
+def _footer_start(tail: bytes | memoryview) -> int:
+    """Where the Arrow footer begins in the end of a file."""
+    length, _ = _FOOTER_END.unpack_from(tail, len(tail) - _FOOTER_END.size)
+    return len(tail) - _FOOTER_END.size - int(length)
+
+
+def _fill_index(data: memoryview, table: str, rows: int, index: SSTableIndex, reserved: int) -> None:
     value = {
         "table": table,
         "rows": rows,
         "entry_bytes": _ENTRY.itemsize,
         "hash_version": HASH_VERSION,
-        "blocks": entries.tobytes(),
+        "blocks": index.entries.tobytes(),
+        "filter": [index.filter_offset, index.filter_bytes] if index.filter_bytes else None,
     }
     text = _MARK + base64.b64encode(envelope.encode(envelope.ObjectKind.SSTABLE_INDEX, value))
-    at = tail_start + bytes(data[tail_start:]).index(_MARK + b" ")
+    footer = _footer_start(data)
+    at = footer + bytes(data[footer:]).index(_MARK + b" ")
     assert len(text) <= reserved, "the reserved space holds every index of this many blocks"
     data[at : at + reserved] = text.ljust(reserved)
 
 
-def _decode_index(text: bytes, meta: SSTableMeta) -> npt.NDArray[np.void]:
+def _decode_index(text: bytes, meta: SSTableMeta) -> SSTableIndex:
     try:
         raw = base64.b64decode(text, validate=True)
     except binascii.Error as error:
@@ -286,20 +359,34 @@ def _decode_index(text: bytes, meta: SSTableMeta) -> npt.NDArray[np.void]:
             )
         entries = np.frombuffer(value["blocks"], dtype=_ENTRY)
         counted, entry_bytes = value["rows"], value["entry_bytes"]
+        offset, length = (int(n) for n in value["filter"] or (0, 0))
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptionError(f"{meta.name}: not an index: {type(error).__name__}: {error}") from error
     if entry_bytes != _ENTRY.itemsize or counted != meta.rows or sum(entries["rows"].tolist()) != meta.rows:
         raise CorruptionError(f"{meta.name}: index counts {counted} rows, the manifest {meta.rows}")
-    _check_places(entries, meta)
-    return entries
+    index = SSTableIndex(entries, offset, length)
+    _check_places(index, meta)
+    return index
 
 
-def _check_places(entries: npt.NDArray[np.void], meta: SSTableMeta) -> None:
-    """Raise `CorruptionError` unless the blocks lie one behind the other, from the schema to the footer."""
-    offsets, lengths = entries["offset"].tolist(), entries["length"].tolist()  # as integers that cannot overflow
+def _check_places(index: SSTableIndex, meta: SSTableMeta) -> None:
+    """Raise `CorruptionError` unless blocks and filter lie one behind the other, from the schema to the footer."""
+    # As integers that cannot overflow.
+    offsets, lengths = index.entries["offset"].tolist(), index.entries["length"].tolist()
     ends = [offset + length for offset, length in zip(offsets, lengths, strict=True)]
-    if not ends or offsets[0] < len(b"ARROW1") or ends != [*offsets[1:], meta.size - meta.tail_bytes]:
+    tail = meta.size - meta.tail_bytes
+    blocks_end = tail
+    if index.filter_bytes:
+        blocks_end = index.filter_offset - _EOS_BYTES
+        if tail not in (blocks_end, _filter_end(index)) or not blocks_end < _filter_end(index) < meta.size:
+            raise CorruptionError(f"{meta.name}: the filter in the index does not lie before the footer")
+    if not ends or offsets[0] < len(b"ARROW1") or ends != [*offsets[1:], blocks_end]:
         raise CorruptionError(f"{meta.name}: the blocks in the index do not fill the file")
+
+
+def _filter_end(index: SSTableIndex) -> int:
+    """Where the filter ends, its padding included."""
+    return index.filter_offset + index.filter_bytes + -index.filter_bytes % 8
 
 
 async def _get(objects: ObjectStore, name: str, start: int, end: int) -> bytes:

@@ -15,7 +15,7 @@ from statebackend.manifest_codec import decode_manifest
 from statebackend.merge import HASH_COLUMN, TableLayout
 from statebackend.objectstore import ObjectStore
 from statebackend.retention import needs_roots
-from statebackend.sstable import SSTableMeta, read_blocks, read_index
+from statebackend.sstable import SSTableMeta, read_blocks, read_filter, read_index
 from statebackend.toolbox import Options, RootOptions, Toolbox, with_store
 
 __all__ = ["Verdict", "verify"]
@@ -84,7 +84,9 @@ async def _kept(tools: Toolbox, latest: Manifest, problems: list[str]) -> list[M
 async def _verify_file(objects: ObjectStore, state: TableState, meta: SSTableMeta) -> tuple[_Key, _Key]:
     """Read a file block by block; its first and last place in the order of the table."""
     layout = TableLayout.for_reading(state.spec, Hasher())
-    index = await read_index(objects, meta)
+    index, bloom = await read_index(objects, meta)
+    if bloom is None and index.filter_bytes:
+        bloom = await read_filter(objects, meta, index)
     rows = 0
     ends: list[_Key] = []
     for number, entry in enumerate(index.entries):
@@ -96,6 +98,9 @@ async def _verify_file(objects: ObjectStore, state: TableState, meta: SSTableMet
         hashes = block.column(HASH_COLUMN).to_numpy()
         if (hashes != layout.hash_of(block)).any():
             raise CorruptionError(f"{where}: a hash is not that of its key")
+        known = layout.filter_hashes(block)
+        if bloom is not None and known is not None and not bloom.may_hold(known).all():
+            raise CorruptionError(f"{where}: the filter denies a key")
         order = np.lexsort(columns[::-1])
         first, last = (tuple(int(c[i]) for c in columns) for i in (0, -1))
         if any((c[order] != c).any() for c in columns) or (ends and first < ends[-1]):

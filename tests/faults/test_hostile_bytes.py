@@ -54,7 +54,7 @@ def try_sstable(seed: int) -> str:
     hostile = hostile_sstable(seed)
     objects, meta = OneObject(hostile.data), hostile.encoded.meta
     try:
-        index = asyncio.run(read_index(objects, meta))  # type: ignore[arg-type]
+        index, _ = asyncio.run(read_index(objects, meta))  # type: ignore[arg-type]
         numbers = range(len(index.entries))
         blocks = asyncio.run(read_blocks(objects, meta, index, numbers, hostile.layout.stored))  # type: ignore[arg-type]
     except StateStoreError as error:
@@ -174,7 +174,7 @@ def test_a_huge_declared_length_of_an_lz4_buffer_is_refused_and_not_allocated() 
         changed = hostile._with_index(data, {"blocks": entries.tobytes()}, random.Random(0))
         case = hostile._table(layout, table, changed, tail=True)
         objects = OneObject(case.data)
-        index = asyncio.run(read_index(objects, case.encoded.meta))  # type: ignore[arg-type]
+        index, _ = asyncio.run(read_index(objects, case.encoded.meta))  # type: ignore[arg-type]
         with pytest.raises(CorruptionError, match="block 0"):
             asyncio.run(read_blocks(objects, case.encoded.meta, index, [0], layout.stored))  # type: ignore[arg-type]
 

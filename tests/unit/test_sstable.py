@@ -49,7 +49,7 @@ def encoded(rows: int = 1000, *, compression: str | None = "lz4") -> EncodedSSTa
 def test_all_blocks_come_back_and_any_arrow_reader_opens_the_file(world: World, rows: int, compression: str) -> None:
     table = encoded(rows, compression=compression)
     run(world.objects.put(table.meta.name, table.data))
-    index = run(read_index(world.objects, table.meta))
+    index, _ = run(read_index(world.objects, table.meta))
     blocks = run(read_blocks(world.objects, table.meta, index, range(len(index.entries)), LAYOUT.stored))
     plain = pa.ipc.open_file(pa.py_buffer(bytes(table.data))).read_all()
     assert pa.Table.from_batches(blocks).equals(plain)
@@ -76,7 +76,7 @@ def test_every_damaged_byte_is_found_before_anything_is_decoded(world: World) ->
     first = int(table.index.entries[0]["offset"])
 
     def read_all() -> None:
-        index = run(read_index(world.objects, table.meta))
+        index, _ = run(read_index(world.objects, table.meta))
         run(read_blocks(world.objects, table.meta, index, range(len(index.entries)), LAYOUT.stored))
 
     for at in range(first, len(original), 37):
