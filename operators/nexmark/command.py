@@ -121,8 +121,11 @@ def _run(args: argparse.Namespace) -> ExitCode:
     console = Console(stderr=True, highlight=False)
     with progress_bar(console, args.query, run.counter.total) as advance:
         outcome, report = run.run(advance)
+    begun = "" if report.restored_from is None else f", restored from checkpoint {report.restored_from}"
+    figures = f"event {report.events:,} after {report.seconds:.1f} s, {report.events_per_second:,.0f} events/s{begun}"
+    console.print(f"{args.query}: {figures}; {report.rows_out:,} rows published", soft_wrap=True)
     if outcome is JobOutcome.STOPPED:
-        console.print(f"stopped after event {report.events:,}; the same command goes on from there", soft_wrap=True)
+        console.print("stopped; the same command goes on from there", soft_wrap=True)
     sys.stdout.write(report.line() + "\n")
     sys.stdout.flush()
     return ExitCode.DONE if outcome is JobOutcome.FINISHED else ExitCode.INTERRUPTED

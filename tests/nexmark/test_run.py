@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import subprocess
@@ -13,12 +14,14 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pytest
+from rich.console import Console
 
 from operators.cli import main
 from operators.errors import SourceChangedError
 from operators.nexmark.counter import EventCounter
 from operators.nexmark.merge import MergedFiles
 from operators.nexmark.queries import QUERIES
+from operators.nexmark.screen import progress_bar
 from operators.sources import ParquetSource
 from tests.nexmark.conftest import EVENTS
 from tests.nexmark.reference import expected
@@ -125,6 +128,14 @@ def test_every_command_has_help(command_: list[str], capsys: pytest.CaptureFixtu
         main(["nexmark", *command_, "--help"])
     assert done.value.code == 0
     assert capsys.readouterr().out
+
+
+def test_progress_goes_into_a_pipe_as_a_line_now_and_then() -> None:
+    now, pipe = [0.0], io.StringIO()
+    with progress_bar(Console(file=pipe), "w", 3_000, clock=lambda: now[0]) as advance:
+        for now[0], events in ((1.0, 100), (6.0, 1_000), (7.0, 1_200), (11.5, 2_500)):
+            advance(events)
+    assert pipe.getvalue().splitlines() == ["w: event 1,000 of 3,000", "w: event 2,500 of 3,000"]
 
 
 # -- what is wrong
