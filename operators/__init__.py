@@ -16,6 +16,7 @@ General layout, from the ground up (each module imports only from those above it
     source_driver  pipeline       how what was built becomes what runs
     report  checkpoint  job       the run: barriers, commits, the loop
     verbs  stream  context        the user's face
+    testing                       a harness for tests of streams
     exit_codes  flights  demo  nexmark  cli   ``python -m operators``
 """
 

@@ -104,6 +104,13 @@ class SourceDriver:
         self.position = item.position
         return True
 
+    def advance_to(self, watermark: int) -> None:
+        """Event time reaches ``watermark`` although no row tells so."""
+        if self._time is None:
+            raise ValueError(f"{self.operator_id}: the source has no event time")
+        if self._time.reach(watermark):
+            self._announce()
+
     def _push(self, split: str, batch: pa.RecordBatch) -> None:
         if self._time is None:
             self.output.emit(batch)
