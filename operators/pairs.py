@@ -16,7 +16,16 @@ import pyarrow.compute as pc
 from operators.rows import group_codes, ranges
 from operators.windows import Int64Array
 
-__all__ = ["Bools", "distinct_keys", "key_codes", "matching_ranges", "null_columns", "pairs_of", "take_rows"]
+__all__ = [
+    "Bools",
+    "distinct_keys",
+    "key_codes",
+    "matching_ranges",
+    "null_columns",
+    "pairs_of",
+    "take_or_null",
+    "take_rows",
+]
 
 Bools = npt.NDArray[np.bool_]
 
@@ -29,6 +38,16 @@ def take_rows(batch: pa.RecordBatch, rows: Int64Array) -> pa.RecordBatch:
     if len(rows) == batch.num_rows and (not len(rows) or bool((rows == np.arange(len(rows))).all())):
         return batch
     return batch.take(pa.array(rows))
+
+
+def take_or_null(batch: pa.RecordBatch, rows: Int64Array) -> pa.RecordBatch:
+    """These rows in this order; a row of nulls for -1."""
+    missing = rows < 0
+    if not missing.any():
+        return take_rows(batch, rows)
+    if not batch.num_rows:
+        return null_columns(batch.schema, len(rows))
+    return batch.take(pa.array(rows, mask=missing))
 
 
 def null_columns(schema: pa.Schema, rows: int) -> pa.RecordBatch:

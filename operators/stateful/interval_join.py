@@ -29,7 +29,6 @@ from operators.pairs import Bools, distinct_keys, matching_ranges, pairs_of, tak
 from operators.runtime import BaseOperator, BuildContext, Cursor, Output, user_error
 from operators.stateful.join_parts import JoinHow, JoinOutput, JoinSide, PairFilter, TimeDistance
 from operators.stateful.join_state import StoredSide
-from operators.watermark import EventTimeColumn
 from operators.windows import MAX_WATERMARK, Int64Array
 
 __all__ = ["IntervalJoin", "IntervalJoinNode"]
@@ -117,7 +116,6 @@ class _Input:
         self.side = (node.left, node.right)[index]
         self.index = index
         self.late = Output()
-        self._event_time = None if self.side.time is None else EventTimeColumn(self.side.schema, self.side.time)
         self.alone = node.how.left_alone if index == 0 else node.how.right_alone
         self.once = node.how is JoinHow.SEMI and index == 0
         self.leaves = self.once or (node.how is JoinHow.ANTI and index == 0)  # a row with a partner needs no other
@@ -129,13 +127,6 @@ class _Input:
             reach=None if reach is None else reach * self.side.per_ms,
             decided=None if watermark is None else self.dead_before(node.distance, watermark),
         )
-
-    def late_rows(self, batch: pa.RecordBatch, watermark: int) -> Bools | None:
-        """Which rows of an input batch are behind the watermark; None if none is."""
-        if self._event_time is None or batch.num_rows == 0:
-            return None
-        times, limit = self._event_time.values(batch), watermark * self.side.per_ms
-        return None if int(times.min()) >= limit else times < limit
 
     def dead_before(self, distance: TimeDistance, watermark: int) -> int | None:
         """Stored rows below this match no row to come; None: all may."""
@@ -186,7 +177,7 @@ class IntervalJoin(BaseOperator):
         self._keep(mine, rows, times, met)
 
     def _on_time(self, mine: _Input, batch: pa.RecordBatch) -> pa.RecordBatch:
-        late = None if self._watermark is None else mine.late_rows(batch, self._watermark)
+        late = mine.side.late(batch, self._watermark)
         if late is None:
             return batch
         mine.late.emit(batch.filter(pa.array(late)))

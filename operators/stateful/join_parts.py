@@ -96,6 +96,7 @@ class JoinSide:
     key_columns: tuple[str, ...] = field(init=False)
     number_column: str = field(init=False)
     _times: EventTimeColumn | None = field(init=False)
+    _input_times: EventTimeColumn | None = field(init=False)
 
     def __post_init__(self) -> None:
         kept = [self.schema.field(name) for name in self.kept]
@@ -116,6 +117,7 @@ class JoinSide:
             "key_columns": key_columns,
             "number_column": number,
             "_times": times,
+            "_input_times": None if self.time is None else EventTimeColumn(self.schema, self.time),
         }
         for name, value in derived.items():
             object.__setattr__(self, name, value)
@@ -175,6 +177,18 @@ class JoinSide:
         assert self.time is not None
         times: Int64Array = state.column(self.time).view(pa.int64()).to_numpy(zero_copy_only=True)
         return times
+
+    def input_times(self, batch: pa.RecordBatch) -> Int64Array:
+        """Event time of an input batch, in units of ``1/per_ms`` milliseconds."""
+        assert self._input_times is not None
+        return self._input_times.values(batch)
+
+    def late(self, batch: pa.RecordBatch, watermark: int | None) -> Bools | None:
+        """Which rows of an input batch are behind the watermark (milliseconds); None if none is."""
+        if self._input_times is None or watermark is None or batch.num_rows == 0:
+            return None
+        times, limit = self._input_times.values(batch), watermark * self.per_ms
+        return None if int(times.min()) >= limit else times < limit
 
     def unmatchable(self, rows: pa.RecordBatch) -> Bools | None:
         """Which rows have a null in the key and so match nothing; None if no row has."""

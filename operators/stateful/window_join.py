@@ -24,7 +24,6 @@ from operators.pairs import Bools, key_codes, matching_ranges, pairs_of, take_ro
 from operators.rows import combined, ranges, stable_order
 from operators.runtime import BaseOperator, BuildContext, Cursor, Output, user_error
 from operators.stateful.join_parts import JoinHow, JoinOutput, JoinSide, PairFilter
-from operators.watermark import EventTimeColumn
 from operators.windows import MAX_WATERMARK, Int64Array, WindowSpec
 from statebackend import TableOrder
 
@@ -112,12 +111,6 @@ class _Input:
         self.table = context.backend.table(
             self.side.table_spec(f"{node.operator_id}:{self.side.name}", TableOrder.TIME)
         )
-        assert self.side.time is not None
-        self._event_time = EventTimeColumn(self.side.schema, self.side.time)
-
-    def times(self, batch: pa.RecordBatch) -> Int64Array:
-        """Event time of an input batch, in units of the side."""
-        return self._event_time.values(batch)
 
     def held(self, starts: Int64Array, length: int) -> _Held:
         """The stored rows of these windows."""
@@ -179,7 +172,7 @@ class WindowJoin(BaseOperator):
         """The rows that lie in an open window; rows that came too late are sent off."""
         if batch.num_rows == 0:
             return batch
-        times = mine.times(batch)
+        times = mine.side.input_times(batch)
         if self._windows.has_gaps:
             inside = self._windows.inside(times, mine.side.per_ms)
             if not inside.all():

@@ -4,19 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import pyarrow as pa
 
-from operators.changelog import require_append_only
+from operators.changelog import Updates, require_append_only
 from operators.errors import SchemaError
 from operators.stateful.join_parts import JoinHow, JoinOutput, JoinSide, PairFilter, plain_type
-from operators.verbs.base import Column, StreamBase
+from operators.verbs.base import Column
 
-__all__ = ["JoinKeys", "JoinSides", "Keys", "join_how", "join_keys", "join_sides"]
+__all__ = ["FixedRows", "JoinKeys", "JoinSides", "Joinable", "Keys", "join_how", "join_keys", "join_sides"]
 
 Keys: TypeAlias = str | Sequence[str] | None
 """One column, or several; None: not said."""
+
+
+class Joinable(Protocol):
+    """What can be a side of a join."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Its columns."""
+
+    @property
+    def event_time(self) -> str | None:
+        """Its event time column."""
+
+    @property
+    def updates(self) -> Updates | None:
+        """How it corrects itself; None if it does not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FixedRows:
+    """A side that is no stream: the rows of a lookup."""
+
+    schema: pa.Schema
+    event_time: None = None
+    updates: None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +73,7 @@ def join_how(verb: str, how: str) -> JoinHow:
         raise ValueError(f"{verb}: how={how!r}; there are {', '.join(JoinHow)}") from None
 
 
-def join_keys(verb: str, left: StreamBase, right: StreamBase, on: Keys, left_on: Keys, right_on: Keys) -> JoinKeys:
+def join_keys(verb: str, left: Joinable, right: Joinable, on: Keys, left_on: Keys, right_on: Keys) -> JoinKeys:
     """The pairs of key columns: ``on``, or ``left_on`` with ``right_on``.
 
     Raises `SchemaError` where a column is missing or types differ, `ValueError` where the arguments do not fit.
@@ -69,8 +94,8 @@ def join_keys(verb: str, left: StreamBase, right: StreamBase, on: Keys, left_on:
 
 def join_sides(
     verb: str,
-    left: StreamBase,
-    right: StreamBase,
+    left: Joinable,
+    right: Joinable,
     keys: JoinKeys,
     how: JoinHow,
     condition: Column | None,
@@ -146,8 +171,8 @@ def _check_times_are_no_keys(verb: str, keys: JoinKeys, times: tuple[str | None,
 
 def _pair_filter(
     verb: str,
-    left: StreamBase,
-    right: StreamBase,
+    left: Joinable,
+    right: Joinable,
     keys: JoinKeys,
     merged: Sequence[str],
     common: Sequence[str],

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from typing import Self
 
 import pyarrow as pa
+from datafusion import Expr
+from pyarrow import parquet
 
+from operators.changelog import require_append_only
 from operators.errors import SchemaError
 from operators.graph import Port, upstream_id
+from operators.stateful.asof_join import AsofJoinNode
 from operators.stateful.interval_join import IntervalJoinNode
 from operators.stateful.join_parts import JoinHow, TimeDistance
+from operators.stateful.lookup_join import CachedLookup, LookupFunction, LookupJoinNode
 from operators.stateful.window_aggregate import WINDOW_END, WINDOW_START
 from operators.stateful.window_join import WindowJoinNode
 from operators.verbs.base import Column, StreamBase
-from operators.verbs.join_sides import JoinKeys, Keys, join_how, join_keys, join_sides
+from operators.verbs.join_conditions import join_conditions
+from operators.verbs.join_sides import FixedRows, JoinKeys, Keys, join_how, join_keys, join_sides
 from operators.watermark import EventTimeColumn
 from operators.windows import Duration, WindowSpec, milliseconds
 
@@ -66,6 +73,36 @@ class JoinVerbs(StreamBase):
             raise ValueError(f"join: ttl ({span} ms) must not be negative")
         distance = self._distance(verb, right, keys, None if span is None else -span, span)
         return self._join_within(verb, right, keys, kind, filter, distance, name)
+
+    def join_on(self, right: Self, *conditions: Expr, how: str = "inner", name: str | None = None) -> Self:
+        """Join rows for which all conditions hold, like DataFusion's ``join_on``.
+
+        Equalities of a left and a right column are keys. Comparisons of the event times of both sides, with
+        intervals or durations added (``col("t").between(col("u"), col("u") + lit(timedelta(minutes=5)))``), are the
+        bounds of an `interval_join`. The rest is its ``filter``. A column that both sides have is written
+        ``col("left.x")`` or ``col("right.x")``, in equalities and comparisons of event times. Without a bound on event
+        times this is `join`, with what is said there.
+
+        Raises `SchemaError` for wrong columns and for conditions that leave neither a key nor a bound.
+        """
+        verb = "join_on"
+        self._same_job(verb, right)
+        for stream in (self, right):
+            require_append_only(verb, stream.updates)
+        found = join_conditions(verb, self, right, conditions)
+        keys = join_keys(verb, self, right, None, [a for a, _ in found.keys.pairs], [b for _, b in found.keys.pairs])
+        keys = JoinKeys(keys.pairs, found.keys.event_times)
+        distance = None
+        if (found.lower, found.upper) != (None, None):
+            per_ms = self._finer_unit(verb, right)
+            distance = _between(verb, keys, *found.units(per_ms), per_ms)
+        elif not keys.pairs:
+            raise SchemaError(
+                f"{verb}: needs an equality of a left and a right column, or comparisons of both event times: else "
+                "every row would be compared with every other. For an equality of expressions make a column of each "
+                "first, with with_column"
+            )
+        return self._join_within(verb, right, keys, join_how(verb, how), found.rest, distance, name)
 
     def interval_join(
         self,
@@ -140,7 +177,7 @@ class JoinVerbs(StreamBase):
         words = [upstream_id(right.port), *(b for _, b in keys.pairs), str(windows.length), str(windows.slide)]
         node = WindowJoinNode(
             operator_id=self._claim(name, verb, *words),
-            inputs=(self._port, right.port),
+            inputs=(self.port, right.port),
             how=kind,
             left=sides.left,
             right=sides.right,
@@ -151,38 +188,143 @@ class JoinVerbs(StreamBase):
         )
         return self._derive(Port(node), node.schema, event_time=WINDOW_START)
 
+    def asof_join(
+        self,
+        right: Self,
+        on: Keys = None,
+        how: str = "inner",
+        *,
+        tolerance: Duration | None = None,
+        left_on: Keys = None,
+        right_on: Keys = None,
+        name: str | None = None,
+    ) -> Self:
+        """Join every row with the newest right row of its key at or before its event time: a versioned table.
+
+        A row comes out when the watermark of both sides has passed its event time, so that the answer is final, and
+        in the order of event time; ``how`` is inner or left. Of right rows with one key and time the last one counts.
+        ``tolerance`` (a timedelta or milliseconds): a right row that is older than that does not count. Left rows
+        behind the watermark: `late_rows_of`; a right row behind the watermark counts for what is still to come out.
+
+        State: the left rows that the watermark has not passed; the newest version of every key, with ``tolerance`` only
+        if it is not older. The event time is the left's.
+
+        Raises `SchemaError` for wrong columns and types.
+        """
+        verb = "asof_join"
+        keys = self._keys(verb, right, on, left_on, right_on)
+        kind = join_how(verb, how)
+        if kind not in (JoinHow.INNER, JoinHow.LEFT):
+            raise ValueError(f"{verb}: how={how!r}; there are inner, left")
+        if not keys.pairs or keys.event_times:
+            raise SchemaError(f"{verb}: needs a key (on=, or left_on= and right_on=) beside the event times")
+        span = None if tolerance is None else milliseconds(tolerance, "tolerance")
+        if span is not None and span < 0:
+            raise ValueError(f"{verb}: tolerance ({span} ms) must not be negative")
+        distance = self._distance(verb, right, keys, 0, span)
+        sides = join_sides(verb, self, right, keys, kind, None, timed=True, numbered=False)
+        node = AsofJoinNode(
+            operator_id=self._claim(name, verb, upstream_id(right.port), *(b for _, b in keys.pairs)),
+            inputs=(self.port, right.port),
+            how=kind,
+            left=sides.left,
+            right=sides.right,
+            distance=distance,
+            output=sides.output,
+        )
+        return self._derive(Port(node), sides.output.schema, event_time=self.event_time)
+
+    def lookup_join(
+        self,
+        lookup: pa.Table | str | os.PathLike[str] | LookupFunction,
+        on: Keys = None,
+        how: str = "inner",
+        *,
+        schema: pa.Schema | None = None,
+        cache_rows: int = 100_000,
+        cache_ttl: Duration | None = None,
+        left_on: Keys = None,
+        right_on: Keys = None,
+        name: str | None = None,
+    ) -> Self:
+        """Join every row with the rows that are looked up for its key: all of them, or none; ``how`` is inner or left.
+
+        ``lookup``: an Arrow table, the path of a Parquet file or directory, read when the stream is built, or a
+        function. A function gets a RecordBatch of keys (each once, none null, named as in ``right_on``) and returns
+        a RecordBatch or a Table of ``schema`` with all rows that have them, in any order. Of its answers, that
+        there is no row included, ``cache_rows`` are remembered, for ``cache_ttl`` (a timedelta or milliseconds of the
+        clock; None: while the job runs).
+
+        No state is kept: rows that are read again after a crash are looked up again, so the output is exactly once,
+        but only as repeatable as the answers are. Event time passes through.
+
+        Raises `SchemaError` for wrong columns and types; a function that raises is a `UserFunctionError`.
+        """
+        verb = "lookup_join"
+        kind = join_how(verb, how)
+        if kind not in (JoinHow.INNER, JoinHow.LEFT):
+            raise ValueError(f"{verb}: how={how!r}; there are inner, left")
+        rows: pa.Table | CachedLookup
+        if callable(lookup):
+            if schema is None:
+                raise ValueError(f"{verb}: a function needs schema=, the columns that it returns")
+            if cache_rows < 0:
+                raise ValueError(f"{verb}: cache_rows ({cache_rows}) must not be negative")
+            ttl = None if cache_ttl is None else milliseconds(cache_ttl, "cache_ttl")
+            rows = CachedLookup(function=lookup, cache_rows=cache_rows, cache_ttl_ms=ttl)
+        else:
+            rows = lookup if isinstance(lookup, pa.Table) else parquet.read_table(os.fspath(lookup))
+            schema = rows.schema
+        right = FixedRows(schema=schema)
+        keys = join_keys(verb, self, right, on, left_on, right_on)
+        if not keys.pairs:
+            raise SchemaError(f"{verb}: needs a key (on=, or left_on= and right_on=)")
+        sides = join_sides(verb, self, right, keys, kind, None, timed=False, numbered=False)
+        node = LookupJoinNode(
+            operator_id=self._claim(name, "lookup", *(a for a, _ in keys.pairs)),
+            input=self.port,
+            how=kind,
+            left=sides.left,
+            right=sides.right,
+            rows=rows,
+            output=sides.output,
+        )
+        return self._derive(Port(node), sides.output.schema, event_time=self.event_time, time_note=self._time_note)
+
     def late_rows_of(self, side: str) -> Self:
         """The rows of one side of a join, ``"left"`` or ``"right"``, that came behind the watermark."""
-        node = self._port.node
-        sides = {"left": 0, "right": 1}
-        if not isinstance(node, IntervalJoinNode | WindowJoinNode) or side not in sides:
-            raise ValueError('late_rows_of: call it right on the result of a join, with "left" or "right"')
-        schema = (node.left, node.right)[sides[side]].schema
-        port = Port(node, 1 + sides[side])
+        node = self.port.node
+        if not isinstance(node, IntervalJoinNode | WindowJoinNode | AsofJoinNode):
+            raise ValueError("late_rows_of: call it right on the result of a join of two streams")
+        if f"late_{side}" not in node.output_names:
+            raise ValueError(f"late_rows_of: {side!r}; this join has {', '.join(node.output_names[1:])}")
+        schema = (node.left if side == "left" else node.right).schema
+        port = Port(node, node.output_names.index(f"late_{side}"))
         return self._derive(port, schema, event_time=None, time_note="late rows have no watermark")
 
     # -- helpers
 
     def _keys(self, verb: str, right: Self, on: Keys, left_on: Keys, right_on: Keys) -> JoinKeys:
+        self._same_job(verb, right)
+        return join_keys(verb, self, right, on, left_on, right_on)
+
+    def _same_job(self, verb: str, right: Self) -> None:
         if self._context is not right._context:
             raise ValueError(f"{verb}: the two streams belong to different contexts, so they cannot be in one job")
-        return join_keys(verb, self, right, on, left_on, right_on)
 
     def _distance(
         self, verb: str, right: Self, keys: JoinKeys, lower_ms: int | None, upper_ms: int | None
     ) -> TimeDistance:
         """Bounds on ``left - right`` in the finer unit of both event times."""
+        per_ms = self._finer_unit(verb, right)
+        lower, upper = (None if bound is None else bound * per_ms for bound in (lower_ms, upper_ms))
+        return _between(verb, keys, lower, upper, per_ms)
+
+    def _finer_unit(self, verb: str, right: Self) -> int:
+        """Units to the millisecond of the finer event time."""
         one = EventTimeColumn(self.schema, self._require_event_time(verb))
         other = EventTimeColumn(right.schema, right._require_event_time(verb))
-        per_ms = max(one.per_ms, other.per_ms)
-        lower = None if lower_ms is None else lower_ms * per_ms
-        upper = None if upper_ms is None else upper_ms * per_ms
-        if keys.event_times:
-            lower = 0 if lower is None else max(lower, 0)
-            upper = 0 if upper is None else min(upper, 0)
-        if lower is not None and upper is not None and lower > upper:
-            raise ValueError(f"{verb}: no event times are between {lower_ms} ms and {upper_ms} ms: nothing could match")
-        return TimeDistance(lower=lower, upper=upper, per_ms=per_ms)
+        return max(one.per_ms, other.per_ms)
 
     def _join_within(
         self,
@@ -208,7 +350,7 @@ class JoinVerbs(StreamBase):
         event_time, holdback, note = _result_time(self, right, how, distance, sides.output.merged)
         node = IntervalJoinNode(
             operator_id=self._claim(name, verb, upstream_id(right.port), *(b for _, b in keys.pairs)),
-            inputs=(self._port, right.port),
+            inputs=(self.port, right.port),
             how=how,
             left=sides.left,
             right=sides.right,
@@ -218,6 +360,16 @@ class JoinVerbs(StreamBase):
             pair_filter=sides.pair_filter,
         )
         return self._derive(Port(node), sides.output.schema, event_time=event_time, time_note=note)
+
+
+def _between(verb: str, keys: JoinKeys, lower: int | None, upper: int | None, per_ms: int) -> TimeDistance:
+    """These bounds, and equal event times if they are a key."""
+    if keys.event_times:
+        lower = 0 if lower is None else max(lower, 0)
+        upper = 0 if upper is None else min(upper, 0)
+    if lower is not None and upper is not None and lower > upper:
+        raise ValueError(f"{verb}: no two event times are at least {lower} and at most {upper} units apart")
+    return TimeDistance(lower=lower, upper=upper, per_ms=per_ms)
 
 
 def _result_time(
