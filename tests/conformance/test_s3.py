@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -349,3 +351,32 @@ if not os.fork():
 os._exit(os.waitstatus_to_exitcode(os.wait()[1]))
 """
     assert subprocess.run([sys.executable, "-c", story], timeout=60, check=False).returncode == 0
+
+
+# --- disk cache and logs ---
+
+
+def test_with_a_disk_cache_a_second_opening_gets_no_file_from_the_server(
+    client: Client, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Counted at the server: files are read while there is no cache, and not afterwards. No key is logged."""
+    place = client.place()
+    settings = StoreSettings(disk_cache_dir=tmp_path / "cache", gc_interval_s=None)
+
+    def file_reads() -> int:
+        return sum(r.method == "GET" and "/sst/" in r.path for r in client.gate.requests)
+
+    with caplog.at_level(logging.DEBUG, "statebackend"):
+        with StateStore.open(place.url, storage_options=place.options, settings=StoreSettings()) as store:
+            put(store, **{f"k{n}": n for n in range(100)})
+            store.checkpoint(job(1)).result(30)
+        counts = []
+        for _ in range(2):
+            with StateStore.open(place.url, settings, storage_options=place.options) as store:
+                assert len(contents(store)) == 100
+            counts.append(file_reads())
+    assert counts[0] > 0
+    assert counts[1] == counts[0]
+    said = [f"{r.getMessage()} {r.__dict__}" for r in caplog.records if r.name.startswith("statebackend")]
+    assert said
+    assert not [line for line in said if KEY in line or SECRET in line]
