@@ -96,7 +96,8 @@ def rollback(
 ) -> Manifest:
     """Make an older checkpoint or a savepoint the state from which a job starts; older writers are fenced.
 
-    The old state becomes a new checkpoint on a new timeline; nothing is lost until retention takes it.
+    The old state becomes a new checkpoint on a new timeline; nothing is lost until the next checkpoints of a job do
+    what their retention says.
     Raises `CheckpointNotFoundError` when the target is not kept, ``ValueError`` unless exactly one is given.
     """
     if (checkpoint_id is None) == (savepoint is None):
@@ -109,7 +110,7 @@ def rollback(
             tools.manifests, tools.clock, tools.rng, settings.commit_timeout_s
         )
         target = await tools.kept(found, checkpoint_id, savepoint)
-        commit = RollbackCommit(target=target, retained_max=settings.retained_checkpoints)
+        commit = RollbackCommit(target=target)
         deadline = tools.clock.monotonic() + settings.commit_timeout_s
         while (manifest := await fenceable.write(commit.apply, deadline)) is None:
             await fenceable.load()

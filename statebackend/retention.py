@@ -135,11 +135,10 @@ class RollbackCommit:
     """Go back to ``target``: history stays linear, the old state becomes a new checkpoint on a new timeline.
 
     To be applied by a new writer, so that nobody who built on the undone commits can go on. Retained
-    checkpoints stay, the undone ones among them, until newer ones push them out.
+    checkpoints stay, the undone ones among them, until the job's next ones push them out.
     """
 
     target: KeptCheckpoint
-    retained_max: int
 
     def apply(self, manifest: Manifest) -> Manifest:
         """The manifest that holds the tables and positions of ``target`` again.
@@ -157,7 +156,7 @@ class RollbackCommit:
             checkpoint_id=checkpoint_id,
             tables=self.target.manifest.tables,
             job=self.target.manifest.job,
-            retained=(*manifest.retained, kept)[-self.retained_max :],
+            retained=(*manifest.retained, kept),
         )
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from unittest import mock
 
 import pytest
 
@@ -25,12 +23,14 @@ from statebackend.cli import main
 from statebackend.inspect import read_store
 from statebackend.maintenance import collect, create_savepoint, drop_savepoint, explain_object, rollback
 from statebackend.manifest import Manifest
-from statebackend.objectstore import ObjectStore, open_object_store
 from statebackend.verification import verify
-from tests.support.faulty_objectstore import CrashedError, FaultPlan, FaultyObjectStore, When
+from tests.support.faulty_objectstore import CrashedError, FaultPlan, When
+from tests.support.places import process
 from tests.support.stores import contents, job, put
 
 FEW = StoreSettings(retained_checkpoints=2, l0_files_max=2, block_rows=16, gc_interval_s=None)
+
+UNMERGED = replace(FEW, l0_files_max=100)
 
 
 @pytest.fixture
@@ -46,8 +46,8 @@ def new(tmp_path: Path) -> str:
     return str(tmp_path / "branch")
 
 
-def fill(url: str, steps: range) -> dict[str, int]:
-    with StateStore.open(url, FEW) as store:
+def fill(url: str, steps: range, settings: StoreSettings = FEW) -> dict[str, int]:
+    with StateStore.open(url, settings) as store:
         for step in steps:
             put(store, **{f"k{step % 5}": step, "step": step})
             store.checkpoint(job(step)).result(10)
@@ -65,24 +65,6 @@ def latest(url: str) -> Manifest:
 
 def files(url: str) -> set[str]:
     return {str(p.relative_to(url)) for p in Path(url).rglob("*") if p.is_file()}
-
-
-@contextmanager
-def faults(plan: FaultPlan, of: str = "") -> Iterator[None]:
-    """Tools meet what is planned in the stores whose URL contains ``of``; a crash ends all of them."""
-    stores: list[FaultyObjectStore] = []
-
-    def opened(url: str, *args: object, **options: object) -> ObjectStore:
-        inner = open_object_store(url, *args, **options)  # type: ignore[arg-type]
-        if of not in url:
-            return inner
-        store = FaultyObjectStore(inner, plan)
-        store.crashed = stores[0].crashed if stores else None
-        stores.append(store)
-        return store
-
-    with mock.patch("statebackend.toolbox.open_object_store", opened):
-        yield
 
 
 def test_a_branch_begins_as_the_checkpoint_and_both_go_on_independently(url: str, new: str) -> None:
@@ -134,7 +116,7 @@ def test_a_branch_owns_what_it_merges_and_never_touches_its_parent(url: str, new
 def test_names_of_a_branch_and_of_its_parent_never_meet(url: str, new: str, tmp_path: Path) -> None:
     """Writer epochs go on from the parent's, and inherited names say where they lie."""
     clone(url, new)
-    fill(new, range(4, 6))
+    fill(new, range(4, 6), UNMERGED)
     third = str(tmp_path / "third")
     clone(new, third)
     names = list(latest(third).files)
@@ -148,7 +130,7 @@ def test_names_of_a_branch_and_of_its_parent_never_meet(url: str, new: str, tmp_
 def test_a_branch_of_a_branch_reads_through_both_and_keeps_both(url: str, new: str, tmp_path: Path) -> None:
     third = str(tmp_path / "third")
     clone(url, new)
-    expected = fill(new, range(4, 6))
+    expected = fill(new, range(4, 6), UNMERGED)
     clone(new, third)
     for store in (url, new):
         fill(store, range(200, 230))
@@ -220,7 +202,7 @@ def test_a_crash_at_any_call_of_a_clone_leaves_two_sound_stores_and_at_most_a_re
             new = str(tmp_path / f"branch-{when.name}-{call}")
             plan = FaultPlan()
             plan.crash(nth=call, when=when)
-            with faults(plan):
+            with process(plan):
                 try:
                     clone(url, new)
                     break
@@ -248,7 +230,7 @@ def test_a_clone_that_stalls_while_its_reservation_is_dropped_fails(url: str, ne
     """It is asked for its first manifest after somebody found no store there and dropped the reservation."""
     plan = FaultPlan()
     held = plan.hang("put_if_absent", "manifest/*")
-    with faults(plan, of="branch"), ThreadPoolExecutor() as pool:
+    with process(plan, of="branch"), ThreadPoolExecutor() as pool:
         cloned = pool.submit(clone, url, new)
         held.wait_until_reached()
         plan.clear()
@@ -266,7 +248,7 @@ def test_a_reservation_is_kept_while_its_branch_cannot_be_asked(url: str, new: s
     (store_id,) = latest(url).branches
     plan = FaultPlan()
     plan.fail("list", times=float("inf"))
-    with faults(plan, of="branch"), pytest.raises(StateStoreError, match="cannot be asked"):
+    with process(plan, of="branch"), pytest.raises(StateStoreError, match="cannot be asked"):
         drop_branch(url, store_id)
     assert list(latest(url).branches) == [store_id]
     with pytest.raises(StateStoreError, match="no branch 'x'"):
@@ -298,7 +280,7 @@ def test_a_crash_at_any_call_of_a_release_leaves_the_rest_to_the_next_one(url: s
             collect(new)
             plan = FaultPlan()
             plan.crash(nth=call, when=when)
-            with faults(plan):
+            with process(plan):
                 try:
                     assert release_parent(new) == url
                     break
@@ -358,7 +340,7 @@ def test_a_rollback_whose_savepoint_is_dropped_meanwhile_is_refused(url: str) ->
     plan = FaultPlan()
     held = plan.hang("put_if_absent", "manifest/*", nth=2)
     with ThreadPoolExecutor() as pool:
-        with faults(plan):
+        with process(plan):
             done = pool.submit(rollback, url, savepoint="old")
             held.wait_until_reached()
         drop_savepoint(url, "old")
@@ -373,7 +355,7 @@ def test_a_branch_commit_that_another_overtook_copies_again(url: str, new: str) 
     plan = FaultPlan()
     held = plan.hang("put_if_absent", "manifest/*")
     with StateStore.open(url, FEW) as store, ThreadPoolExecutor() as pool:
-        with faults(plan, of="main"):
+        with process(plan, of="main"):
             cloned = pool.submit(clone, url, new)
             held.wait_until_reached()
         put(store, more=1)

@@ -7,11 +7,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from math import inf
 from pathlib import Path
-from unittest import mock
 
 import pyarrow as pa
 import pytest
@@ -35,9 +34,9 @@ from statebackend.inspect import read_store
 from statebackend.maintenance import collect, create_savepoint, drop_savepoint, explain_object
 from statebackend.manifest import Manifest
 from statebackend.manifest_store import Clock
-from statebackend.objectstore import ObjectStore, open_object_store
 from statebackend.verification import verify
-from tests.support.faulty_objectstore import CrashedError, FaultPlan, FaultyObjectStore, ManualClock, When
+from tests.support.faulty_objectstore import CrashedError, FaultPlan, ManualClock, When
+from tests.support.places import process
 from tests.support.stores import KV, LOG, contents, job, put
 from tests.unit.test_golden import JOB, aggregation, rows, states, write_golden
 
@@ -77,18 +76,6 @@ def latest(url: str) -> Manifest:
 
 def files(url: str) -> set[str]:
     return {str(p.relative_to(url)) for p in Path(url).rglob("*") if p.is_file()}
-
-
-@contextmanager
-def faults(plan: FaultPlan) -> Iterator[list[FaultyObjectStore]]:
-    stores: list[FaultyObjectStore] = []
-
-    def opened(*args: object, **options: object) -> ObjectStore:
-        stores.append(FaultyObjectStore(open_object_store(*args, **options), plan))  # type: ignore[arg-type]
-        return stores[-1]
-
-    with mock.patch("statebackend.toolbox.open_object_store", opened):
-        yield stores
 
 
 def test_every_table_reads_as_it_did_at_the_checkpoint(tmp_path: Path) -> None:
@@ -222,7 +209,7 @@ def test_a_pin_is_renewed_while_it_is_open(url: str) -> None:
 
 def test_a_pin_that_cannot_be_renewed_in_its_time_is_not_trusted(url: str) -> None:
     clock, plan = TestClock(time.time(), auto=False), FaultPlan()
-    with faults(plan), open_checkpoint(url, lease_s=60, clock=clock) as reader:
+    with process(plan), open_checkpoint(url, lease_s=60, clock=clock) as reader:
         assert step_of(reader) == 3
         plan.fail("list", times=inf)
         clock.advance(61)
@@ -233,9 +220,9 @@ def test_a_pin_that_cannot_be_renewed_in_its_time_is_not_trusted(url: str) -> No
 
 def test_without_a_pin_nothing_is_written_and_retention_ends_it(url: str) -> None:
     plan = FaultPlan()
-    with faults(plan) as stores, open_checkpoint(url, pin=False) as reader:
+    with process(plan) as running, open_checkpoint(url, pin=False) as reader:
         assert step_of(reader) == 3
-        assert not [c for s in stores for c in s.calls if c.op not in ("get", "get_range", "list")]
+        assert not [c for s in running.stores for c in s.calls if c.op not in ("get", "get_range", "list")]
     with open_checkpoint(url, pin=False) as reader:
         fill(url, range(10, 20))
         collect(url)
@@ -302,9 +289,9 @@ def test_a_crash_at_any_call_of_opening_and_closing_leaves_a_sound_store(url: st
             call += 1
             plan = FaultPlan()
             plan.crash(nth=call, when=when)
-            with faults(plan) as stores, suppress(CrashedError), open_checkpoint(url) as reader:
+            with process(plan) as running, suppress(CrashedError), open_checkpoint(url) as reader:
                 step_of(reader)
-            crashed = any(store.crashed for store in stores)
+            crashed = running.crashed is not None
             collect(url)
             assert verify(url).problems == ()
         assert call > 8
@@ -365,7 +352,7 @@ def test_a_reader_of_many_files_reports_the_first_failure_as_a_state_store_error
         store.table(LOG).write(pa.record_batch({"at": [1], "text": ["x"]}, schema=LOG.schema))
         store.checkpoint(job(1)).result(10)
     plan = FaultPlan()
-    with faults(plan), open_checkpoint(url) as reader:
+    with process(plan), open_checkpoint(url) as reader:
         plan.fail("get_range", times=inf, error=StateStoreError("broken"))
         with pytest.raises(StateStoreError, match="broken"):
             reader.table(LOG.name).scan()

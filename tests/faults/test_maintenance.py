@@ -186,6 +186,25 @@ def test_a_rollback_to_a_retained_checkpoint_fences_the_job(url: str) -> None:
         rollback(url)
 
 
+def test_every_retained_checkpoint_can_be_gone_back_to_and_forward_again(url: str) -> None:
+    """A rollback takes no retained checkpoint away, the undone ones neither."""
+    many = StoreSettings(retained_checkpoints=15, l0_files_max=2, gc_interval_s=None)
+    with StateStore.open(url, many) as store:
+        fill(store, range(15))
+    for step in (2, 14, 0):
+        rollback(url, checkpoint_id=step + 1)
+        collect(url)
+        with StateStore.open(url, many) as store:
+            assert contents(store)["step"] == step
+            assert store.restored is not None
+            assert store.restored.job == job(step)
+            assert len(store.manifest.retained) > 15
+    assert verify(url).problems == ()
+    with StateStore.open(url, many) as store:
+        fill(store, range(20, 21))
+        assert len(store.manifest.retained) == 15
+
+
 def test_savepoints_expire_by_their_time(url: str) -> None:
     with StateStore.open(url, FEW) as store:
         fill(store, range(2))

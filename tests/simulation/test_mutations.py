@@ -217,7 +217,7 @@ def test_a_merge_that_a_rollback_overtook_is_abandoned() -> None:
         table="seen", timeline=0, epoch=0, owner="c1-0-0", sequence=SequenceNumber(1), inputs=state.files,
         output=(sstable(3, 10, 20),),
     )  # fmt: skip
-    after = RollbackCommit(target=KeptCheckpoint(manifest=target), retained_max=3).apply(before)
+    after = RollbackCommit(target=KeptCheckpoint(manifest=target)).apply(before)
     assert merged.apply(before).tables["seen"].files == merged.output
     with pytest.raises(CommitConflictError, match="rolled back"):
         merged.apply(after)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -66,6 +67,17 @@ def put(store: StateStore, **rows: int) -> None:
 
 def contents(store: StateStore, spec: TableSpec = KV) -> dict[str, Any]:
     return {r["key"]: r["value"] for b in store.table(spec).scan() for r in b.to_pylist()}
+
+
+def merged(store: StateStore) -> None:
+    """Wait until the merges that a checkpoint has set off have ended, one way or the other."""
+
+    async def ended() -> None:
+        await store._compactor.run_if_due()
+        while store._compactor.running:  # noqa: ASYNC110  (it has no event to wait for)
+            await asyncio.sleep(0.001)
+
+    store._runtime.call(ended)
 
 
 def job(position: int) -> JobState:
