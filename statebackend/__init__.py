@@ -9,6 +9,7 @@ General layout, from the ground up (each module imports only from those above it
     format  keys                          envelope, canonical keys and their hash
     prepared  plan_surgery  aggregate_*   DataFusion: partial, reduce and final plans of one aggregation,
     state_layout  accumulators            and their face
+    schema_history                        how the columns of a table change
     merge  memtable  sstable  probe       pieces of tables in memory and in files
     manifest  manifest_*                  the manifest, its transitions, its bytes, its publication
     flusher  compaction  compact*_*       background work: merging is planned, carried out,
@@ -57,7 +58,7 @@ from statebackend.metrics import BackgroundStatus, StoreMetrics, TableMetrics, T
 from statebackend.prepared import PreparedPlan
 from statebackend.settings import StoreSettings
 from statebackend.store import StateStore
-from statebackend.tables import TableKind, TableOrder, TableSpec
+from statebackend.tables import SchemaChanges, TableKind, TableOrder, TableSpec
 
 __all__ = [
     "Aggregation",
@@ -82,6 +83,7 @@ __all__ = [
     "MemoryStateSpace",
     "ObjectMissingError",
     "PreparedPlan",
+    "SchemaChanges",
     "SchemaMismatchError",
     "StateBackend",
     "StateMerger",

@@ -158,7 +158,8 @@ class StateBackend(Protocol):
     def table(self, spec: TableSpec) -> StateTable:
         """Create the table or open the one of this name.
 
-        Raises `SchemaMismatchError` if the store holds a table of this name with another spec.
+        Its columns may change when it is opened, as far as `SchemaChanges` describes, where the backend can do that.
+        Raises `SchemaMismatchError` if the table cannot be what is asked for.
         """
 
     def checkpoint(self, job: JobState, prepare: Sequence[Callable[[], None]] = ()) -> Future[Checkpoint]:

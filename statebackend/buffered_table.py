@@ -15,6 +15,7 @@ import pyarrow as pa
 from statebackend.backend import LookupResult, Matches
 from statebackend.errors import SchemaMismatchError
 from statebackend.keys import canonicalise
+from statebackend.manifest import TableCut
 from statebackend.memtable import MemTable, null_row_batch
 from statebackend.merge import HASH_COLUMN, HashRange, TableLayout, concat
 from statebackend.probe import Probes, Row, SortedRows, locate, match_rows
@@ -53,6 +54,13 @@ class BufferedTable:
     def spec(self) -> TableSpec:
         """The declaration of the table."""
         return self.layout.spec
+
+    def cut(self) -> TableCut:
+        """What a barrier says of the table; the backend's lock is held."""
+        layout = self.layout
+        return TableCut(
+            spec=layout.spec, history=layout.history, fingerprint=layout.fingerprint, watermark=self._watermark
+        )
 
     @property
     def watermark(self) -> int | None:

@@ -208,7 +208,7 @@ class BlockReader:
         found = {number: self._cache.get(meta.name, number) for number in select(meta, index)}
         missing = [number for number, block in found.items() if block is None]
         if missing:
-            read = await read_blocks(self._objects, meta, index, missing, layout.stored)
+            read = await read_blocks(self._objects, meta, index, missing, layout)
             for number, batch in zip(missing, read, strict=True):
                 found[number] = block = SortedRows.of(layout, batch)
                 self._cache.put(meta.name, number, block)

@@ -202,7 +202,7 @@ class CheckpointReader:
             raise CheckpointGoneError(f"{self.url}: {error}; open a newer one") from error
 
     def _open(self, state: TableState) -> LsmTable:
-        layout = TableLayout.of(state.spec, Hasher(), self._udafs)
+        layout = TableLayout.of(state.spec, Hasher(), self._udafs, state.history)
         if state.fingerprint is not None and state.fingerprint != layout.fingerprint:
             raise SchemaMismatchError(
                 f"{self.url}: table {state.spec.name!r} holds states of layout {state.fingerprint}, "

@@ -164,7 +164,7 @@ class RunMerger:
 
         async def of_file(i: int) -> dict[tuple[int, int], pa.RecordBatch]:
             numbers = [n for j, n in wanted if j == i and (i, n) not in before]
-            found = await read_blocks(self._objects, plan.inputs[i], indexes[i], numbers, layout.stored)
+            found = await read_blocks(self._objects, plan.inputs[i], indexes[i], numbers, layout)
             return {(i, n): block for n, block in zip(numbers, found, strict=True)}
 
         missing = sorted({i for i, n in wanted if (i, n) not in before})

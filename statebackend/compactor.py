@@ -119,16 +119,16 @@ class CompactionLayouts:
         """
         name = state.spec.name
         known = self._known.get(name)
-        if known is None or (known[0].spec, known[0].fingerprint) != (state.spec, state.fingerprint):
+        if known is None or not _same_columns(known[0], state):
             known = self._known[name] = (state, self._build(state))
         return known[1]
 
     def _build(self, state: TableState) -> TableLayout:
-        unmerged = TableLayout.for_reading(state.spec, self._hasher)
+        unmerged = TableLayout.for_reading(state.spec, self._hasher, state.history)
         if state.spec.aggregation is None:
             return unmerged
         try:
-            layout = TableLayout.of(state.spec, self._hasher, self._udafs)
+            layout = TableLayout.of(state.spec, self._hasher, self._udafs, state.history)
         except (UnsupportedAggregateError, UnsupportedFormatError, SchemaMismatchError, ValueError) as error:
             logger.warning("table %r: its states are kept unreduced by merges here: %s", state.spec.name, error)
             return unmerged
@@ -139,6 +139,10 @@ class CompactionLayouts:
             )  # fmt: skip
             return unmerged
         return layout
+
+
+def _same_columns(a: TableState, b: TableState) -> bool:
+    return (a.spec, a.history, a.fingerprint) == (b.spec, b.history, b.fingerprint)
 
 
 logger = logging.getLogger(__name__)

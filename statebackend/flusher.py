@@ -34,7 +34,7 @@ from statebackend.errors import (
 from statebackend.histogram import HistogramRecorder
 from statebackend.ids import CheckpointId, SequenceNumber
 from statebackend.logs import context
-from statebackend.manifest import CheckpointCommit, Manifest
+from statebackend.manifest import CheckpointCommit, Manifest, TableCut
 from statebackend.manifest_store import Clock, FenceableManifest
 from statebackend.memtable import FrozenMemTable
 from statebackend.merge import TableLayout
@@ -43,7 +43,6 @@ from statebackend.progress import TaskProgress
 from statebackend.runtime import IsolatedRuntime
 from statebackend.settings import StoreSettings
 from statebackend.sstable import EncodedSSTable, SSTableMeta, encode_sstable
-from statebackend.tables import TableSpec
 
 __all__ = ["FlushRequest", "MemtableFlusher", "upload_sstable"]
 
@@ -58,7 +57,7 @@ class FlushRequest:
     low_mark: SequenceNumber
     job: JobState
     prepare: Sequence[Callable[[], None]]
-    tables: Mapping[str, tuple[TableSpec, str | None, int | None]]
+    tables: Mapping[str, TableCut]
     layouts: Mapping[str, TableLayout]
     frozen: Sequence[FrozenMemTable]
     started: float
@@ -201,7 +200,7 @@ class MemtableFlusher:
         frozen = [f for f in request.frozen if f.sequence > self._committed_mark]
         outcomes = await asyncio.gather(
             *(self._runtime.run_io(callable_) for callable_ in request.prepare),
-            *(self._flush_one(f, request.layouts[f.table], request.tables[f.table][2]) for f in frozen),
+            *(self._flush_one(f, request.layouts[f.table], request.tables[f.table].watermark) for f in frozen),
             return_exceptions=True,
         )
         # Every upload has ended, one way or the other, before the first failure is raised.

@@ -10,8 +10,9 @@ Invariants:
 * Epochs, checkpoint ids, low marks and table watermarks never decrease. Low marks of a superseded
   epoch mean nothing and go.
 * A file whose sequence is at or below the writer's low mark is never added: it already was.
-* The writer adds flushed files, tables, watermarks and the job state; a compaction replaces a
-  contiguous group of files by one run, under the newest compactor epoch only, and touches nothing else.
+* The writer adds flushed files, tables, versions of their schemas, watermarks and the job state; a
+  compaction replaces a contiguous group of files by one run, under the newest compactor epoch only, and
+  touches nothing else.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any, TypeVar
 from statebackend.backend import Checkpoint, JobState
 from statebackend.errors import CommitConflictError, CompactorSupersededError
 from statebackend.ids import AttemptId, CheckpointId, ManifestNumber, SequenceNumber, StoreId, WriterEpoch, WriterId
+from statebackend.schema_history import SchemaHistory
 from statebackend.sstable import SSTableMeta
 from statebackend.tables import TableSpec
 
@@ -39,6 +41,7 @@ __all__ = [
     "RetainedCheckpoint",
     "Root",
     "Savepoint",
+    "TableCut",
     "TableState",
 ]
 
@@ -54,10 +57,12 @@ class TableState:
 
     ``files`` are ordered from oldest to newest; those of level 0 were flushed, the others
     belong to sorted runs that compactions wrote; files of one run do not overlap. Rows with a time
-    (or ttl) below ``watermark`` are dead.
+    (or ttl) below ``watermark`` are dead. ``history`` holds the schema of ``spec`` and all earlier ones, so that it
+    can read every file.
     """
 
     spec: TableSpec
+    history: SchemaHistory
     fingerprint: str | None = None
     watermark: int | None = None
     files: tuple[SSTableMeta, ...] = ()
@@ -77,6 +82,16 @@ class TableState:
         else:
             alive = tuple(dropwhile(lambda f: f.expired(newest), self.files))
         return replace(self, watermark=newest, files=alive)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableCut:
+    """What a barrier says of one table, beside its rows."""
+
+    spec: TableSpec
+    history: SchemaHistory
+    fingerprint: str | None
+    watermark: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,14 +277,14 @@ class CheckpointCommit:
     """One barrier, ready to be committed: the files flushed for it and everything else it says.
 
     ``owner`` names the writer in ``low_marks``; ``low_mark`` is the last sequence frozen before
-    the barrier; ``tables`` the tables known at the barrier with their fingerprint and watermark.
+    the barrier; ``tables`` the tables known at the barrier.
     """
 
     checkpoint_id: CheckpointId
     owner: str
     low_mark: SequenceNumber
     job: JobState
-    tables: Mapping[str, tuple[TableSpec, str | None, int | None]]
+    tables: Mapping[str, TableCut]
     files: Mapping[str, Sequence[SSTableMeta]]
     retained_max: int
 
@@ -279,10 +294,11 @@ class CheckpointCommit:
             return manifest
         marked = manifest.low_marks.get(self.owner, 0)
         tables = dict(manifest.tables)
-        for name, (spec, fingerprint, watermark) in self.tables.items():
-            old = tables.get(name, TableState(spec=spec, fingerprint=fingerprint))
+        for name, cut in self.tables.items():
+            old = tables.get(name, TableState(spec=cut.spec, history=cut.history, fingerprint=cut.fingerprint))
             new = tuple(f for f in self.files.get(name, ()) if f.sequence > marked)
-            tables[name] = replace(old, files=old.files + new).expired(watermark)
+            state = replace(old, spec=cut.spec, history=cut.history, files=old.files + new)
+            tables[name] = state.expired(cut.watermark)
         kept = RetainedCheckpoint(
             checkpoint_id=self.checkpoint_id, manifest_number=manifest.number, created_ms=manifest.created_ms
         )

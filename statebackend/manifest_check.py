@@ -17,6 +17,7 @@ from typing import Any
 from statebackend.manifest import Branch, Manifest, Pin, Savepoint
 from statebackend.objectstore_base import check_name
 from statebackend.sstable import SSTableMeta
+from statebackend.tables import TableSpec
 
 __all__ = ["check_manifest"]
 
@@ -42,14 +43,17 @@ def check_manifest(manifest: Manifest) -> None:
         raise ValueError(f"times {moments} are not all between 0 and {_MS_MAX} ms")
     for state in manifest.tables.values():
         for file in state.files:
-            _check_file(file, timed=state.spec.time_field is not None)
+            _check_file(file, state.spec)
 
 
-def _check_file(file: SSTableMeta, *, timed: bool) -> None:
+def _check_file(file: SSTableMeta, spec: TableSpec) -> None:
     check_name(file.name)
     if not (0 <= file.tail_bytes <= file.size and file.rows >= 0 and 0 <= file.hash_min <= file.hash_max < 1 << 64):
         raise ValueError(f"{file.name}: sizes, rows or hashes are out of bounds: {file}")
-    if timed and (file.time_min is None or file.time_max is None or file.time_min > file.time_max):
+    if spec.expiry_field is None:
+        return
+    # A file of nothing but deletions has no times by ttl, so that the least is above the greatest.
+    if file.time_min is None or file.time_max is None or (spec.time_field and file.time_min > file.time_max):
         raise ValueError(f"{file.name}: times {file.time_min} to {file.time_max}")
 
 

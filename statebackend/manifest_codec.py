@@ -5,7 +5,8 @@
     {"number", "parent_attempt", "store_id", "timeline", "writer_epoch", "compactor_epoch",
      "compactor_id": text | nil, "writer_id", "attempt_id", "checkpoint_id", "created_ms",
      "low_marks": {owner: sequence},
-     "tables": {name: {"schema": bytes of an Arrow IPC schema message, "key": [name], "kind",
+     "tables": {name: {"schemas": [[bytes of an Arrow IPC schema message, [field id], [[field id, default]]]],
+                       "key": [name], "kind",
                        "order", "time_field", "ttl_field", "aggregation": declaration | nil,
                        "fingerprint", "watermark", "files": [[field of SSTableMeta, in order]]}},
      "job": {"sources", "watermarks", "committables", "plan"},
@@ -29,6 +30,7 @@ from statebackend.backend import JobState
 from statebackend.errors import CorruptionError
 from statebackend.manifest import Branch, Manifest, Pin, RetainedCheckpoint, Root, Savepoint, TableState
 from statebackend.manifest_check import check_manifest
+from statebackend.schema_history import SchemaHistory, SchemaVersion
 from statebackend.sstable import SSTableMeta
 from statebackend.tables import TableKind, TableOrder, TableSpec
 
@@ -111,7 +113,7 @@ def decode_manifest(data: bytes, name: str) -> Manifest:
 def _encode_table(state: TableState) -> dict[str, Any]:
     spec = state.spec
     return {
-        "schema": spec.schema.serialize().to_pybytes(),
+        "schemas": [_encode_version(v) for v in state.history.versions],
         "key": list(spec.key),
         "kind": spec.kind.value,
         "order": spec.order.value,
@@ -124,10 +126,20 @@ def _encode_table(state: TableState) -> dict[str, Any]:
     }
 
 
+def _encode_version(version: SchemaVersion) -> list[Any]:
+    return [version.schema.serialize().to_pybytes(), list(version.ids), [list(d) for d in version.defaults.items()]]
+
+
+def _decode_version(value: list[Any]) -> SchemaVersion:
+    schema, ids, defaults = value
+    return SchemaVersion(schema=pa.ipc.read_schema(pa.py_buffer(schema)), ids=tuple(ids), defaults=dict(defaults))
+
+
 def _decode_table(name: str, value: dict[str, Any]) -> TableState:
+    history = SchemaHistory(tuple(_decode_version(v) for v in value["schemas"]))
     spec = TableSpec(
         name=name,
-        schema=pa.ipc.read_schema(pa.py_buffer(value["schema"])),
+        schema=history.current.schema,
         key=tuple(value["key"]),
         kind=TableKind(value["kind"]),
         order=TableOrder(value["order"]),
@@ -135,11 +147,15 @@ def _decode_table(name: str, value: dict[str, Any]) -> TableState:
         ttl_field=value["ttl_field"],
         aggregation=value["aggregation"],
     )
+    files = tuple(_decode_file(f) for f in value["files"])
+    if unknown := [f.name for f in files if not 0 <= f.schema <= history.number]:
+        raise ValueError(f"table {name!r}: files {unknown} are of a schema that it never had")
     return TableState(
         spec=spec,
+        history=history,
         fingerprint=value["fingerprint"],
         watermark=value["watermark"],
-        files=tuple(_decode_file(f) for f in value["files"]),
+        files=files,
     )
 
 

@@ -20,6 +20,7 @@ from statebackend.cache import BlockReader
 from statebackend.errors import FencedError, SchemaMismatchError, StoreClosedError
 from statebackend.ids import CheckpointId, StoreId
 from statebackend.keys import Hasher
+from statebackend.manifest import TableCut
 from statebackend.memtable import Piece
 from statebackend.merge import TableLayout
 from statebackend.table import LsmTable
@@ -35,8 +36,7 @@ __all__ = ["MemoryStateBackend", "MemoryStateSpace", "open_memory"]
 
 @dataclass(frozen=True, slots=True)
 class _TableSnapshot:
-    spec: TableSpec
-    watermark: int | None
+    cut: TableCut
     pieces: tuple[Piece, ...]
 
 
@@ -87,28 +87,33 @@ class MemoryStateBackend:
         return self._space.store_id
 
     def table(self, spec: TableSpec) -> LsmTable:
-        """Create or open a table; raises `SchemaMismatchError` for another spec under its name."""
+        """Create or open a table, perhaps with other columns; see `StateBackend.table`."""
         self.check_usable()
+        where = f"memory state {self.store_id}"
         with self.lock:
-            known = self._tables[spec.name].spec if spec.name in self._tables else None
+            if (table := self._tables.get(spec.name)) is not None:
+                table.layout.history.require_unchanged(table.spec, spec, where)
+                _check_aggregation(table.spec, spec, where)
+                return table
             snapshot = self._snapshots.get(spec.name)
-            if known is None and snapshot is not None:
-                known = snapshot.spec
-            if known is not None and known != spec:
-                raise SchemaMismatchError(f"table {spec.name!r} is {known}, asked for {spec}")
-            if spec.name not in self._tables:
-                layout = TableLayout.of(spec, self._hasher, self._udafs)
-                table = LsmTable(self, layout, (), snapshot.watermark if snapshot is not None else None)
-                table.memtable.restore(snapshot.pieces if snapshot is not None else ())
-                self._tables[spec.name] = table
-            return self._tables[spec.name]
+            if snapshot is None:
+                table = LsmTable(self, TableLayout.of(spec, self._hasher, self._udafs), (), None)
+            else:
+                known, version = snapshot.cut.spec, snapshot.cut.history.number
+                _check_aggregation(known, spec, where)
+                history = snapshot.cut.history.evolved(known, spec, where)
+                layout = TableLayout.of(spec, self._hasher, self._udafs, history)
+                table = LsmTable(self, layout, (), snapshot.cut.watermark)
+                table.memtable.restore(tuple(p.upgraded(layout, version) for p in snapshot.pieces))
+            self._tables[spec.name] = table
+            return table
 
     def checkpoint(self, job: JobState, prepare: Sequence[Callable[[], None]] = ()) -> Future[Checkpoint]:
         """Cut now, commit on the backend's thread; see `StateBackend.checkpoint`."""
         self.check_usable()
         with self.lock:
             started = time.monotonic()
-            cut = {name: _TableSnapshot(t.spec, t.watermark, t.memtable.pieces()) for name, t in self._tables.items()}
+            cut = {name: _TableSnapshot(t.cut(), t.memtable.pieces()) for name, t in self._tables.items()}
             return self._pool.submit(self._commit, job, tuple(prepare), cut, started)
 
     def health(self) -> Health:
@@ -165,6 +170,13 @@ class MemoryStateBackend:
             raise
         self._last_error = None
         return checkpoint
+
+
+def _check_aggregation(known: TableSpec, wanted: TableSpec, where: str) -> None:
+    if known.aggregation != wanted.aggregation:
+        raise SchemaMismatchError(
+            f"{where}: table {known.name!r} holds the states of {known.aggregation}, asked for {wanted.aggregation}"
+        )
 
 
 def open_memory(url: str, *, udafs: Mapping[str, AggregateUDF] | None = None, **_: Any) -> MemoryStateBackend:

@@ -45,6 +45,13 @@ class Piece:
             self.stored = layout.to_stored(self.batch, tombstone=self.tombstone)
         return self.stored
 
+    def upgraded(self, layout: TableLayout, version: int) -> Piece:
+        """The piece, of rows of a version of the schema, as one of rows of the newest."""
+        stored = None if self.stored is None else layout.upgraded(self.stored, version)
+        batch = layout.upgraded(self.batch, version) if stored is None or self.batch is not self.stored else stored
+        rows = None if self.rows is None else SortedRows.of(layout, layout.upgraded(self.rows.batch, version))
+        return Piece(batch, self.time_max, stored, self.tombstone, rows)
+
 
 @dataclass(slots=True)
 class FrozenMemTable:

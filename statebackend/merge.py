@@ -23,7 +23,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -35,6 +35,7 @@ import pyarrow.compute as pc
 from statebackend.accumulators import StateMerger
 from statebackend.errors import SchemaMismatchError
 from statebackend.keys import Hasher, canonical_schema, canonicalise, rows_equal
+from statebackend.schema_history import SchemaHistory
 from statebackend.tables import TableKind, TableOrder, TableSpec
 
 if TYPE_CHECKING:
@@ -77,10 +78,13 @@ class TableLayout:
     stored: pa.Schema
     answer: pa.Schema
     merger: StateMerger | None
+    history: SchemaHistory
 
     @classmethod
-    def of(cls, spec: TableSpec, hasher: Hasher, udafs: Mapping[str, AggregateUDF]) -> TableLayout:
-        """The layout of a table.
+    def of(
+        cls, spec: TableSpec, hasher: Hasher, udafs: Mapping[str, AggregateUDF], history: SchemaHistory | None = None
+    ) -> TableLayout:
+        """The layout of a table; ``history`` is None for one whose columns never changed.
 
         Raises `SchemaMismatchError` when its columns are not those of its aggregation.
         """
@@ -90,19 +94,38 @@ class TableLayout:
                 f"table {spec.name!r}: columns {spec.schema.names} are not those of its aggregation, "
                 f"{merger.state_schema.names}"
             )
-        return cls.for_reading(spec, hasher, merger)
+        return cls.for_reading(spec, hasher, history, merger)
 
     @classmethod
-    def for_reading(cls, spec: TableSpec, hasher: Hasher, merger: StateMerger | None = None) -> TableLayout:
+    def for_reading(
+        cls,
+        spec: TableSpec,
+        hasher: Hasher,
+        history: SchemaHistory | None = None,
+        merger: StateMerger | None = None,
+    ) -> TableLayout:
         """The layout for looking at stored rows, without the functions that merge states."""
         canonical = canonical_schema(spec.schema)
-        columns, extra = list(canonical), [pa.field(HASH_COLUMN, pa.uint64(), nullable=False)]
-        if spec.kind is TableKind.UPSERT:
-            # A deletion has nulls wherever it has no key.
-            columns = [f if f.name in spec.key else f.with_nullable(True) for f in canonical]
-            extra.append(pa.field(TOMBSTONE_COLUMN, pa.bool_(), nullable=False))
+        history = history or SchemaHistory.begin(spec.schema)
+        stored = _stored_schema(spec.kind, canonical, history.current.names_of(history.key_ids(spec)))
         answer = pa.schema([f.with_nullable(True) for f in canonical])
-        return cls(spec, hasher, canonical, pa.schema([*columns, *extra]), answer, merger)
+        return cls(spec, hasher, canonical, stored, answer, merger, history)
+
+    def stored_as(self, version: int) -> pa.Schema:
+        """The stored columns of a file written under this version of the schema."""
+        if version == self.history.number:
+            return self.stored
+        then, keys = self.history.versions[version], self.history.key_ids(self.spec)
+        return _stored_schema(self.spec.kind, canonical_schema(then.schema), then.names_of(keys))
+
+    def upgraded(self, batch: pa.RecordBatch, version: int) -> pa.RecordBatch:
+        """Canonical or stored rows of a version of the schema as rows of the newest."""
+        if version == self.history.number:
+            return batch
+        arrays = self.history.upgraded(batch, version, self.canonical.types)
+        schema = self.stored if HASH_COLUMN in batch.schema.names else self.canonical
+        arrays += [batch.column(f.name) for f in list(schema)[len(arrays) :]]
+        return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
     @property
     def fingerprint(self) -> str | None:
@@ -328,6 +351,15 @@ class TableLayout:
         if rounds <= 1:
             return order
         return order[np.lexsort((np.arange(len(order)), code, group))]
+
+
+def _stored_schema(kind: TableKind, canonical: pa.Schema, keys: Collection[str]) -> pa.Schema:
+    extra = [pa.field(HASH_COLUMN, pa.uint64(), nullable=False)]
+    if kind is not TableKind.UPSERT:
+        return pa.schema([*canonical, *extra])
+    # A tombstone holds null in every column outside of the key, also where a row never does.
+    columns = [f if f.name in keys else f.with_nullable(True) for f in canonical]
+    return pa.schema([*columns, *extra, pa.field(TOMBSTONE_COLUMN, pa.bool_(), nullable=False)])
 
 
 def time_values(array: pa.Array) -> Int64s:

@@ -140,7 +140,10 @@ class SlateStateBackend:
             state = self._manifest.tables.get(spec.name)
             known = self._tables[spec.name].spec if spec.name in self._tables else state.spec if state else spec
             if known != spec:
-                raise SchemaMismatchError(f"{self._url}: table {spec.name!r} is {known}, asked for {spec}")
+                raise SchemaMismatchError(
+                    f"{self._url}: table {spec.name!r} is {known}, asked for {spec}; this backend keeps rows without "
+                    "the version of their schema, so that columns cannot change"
+                )
             if spec.name not in self._tables:
                 layout = TableLayout.of(spec, self._hasher, self._udafs)
                 if state is not None and state.fingerprint != layout.fingerprint:
@@ -164,7 +167,7 @@ class SlateStateBackend:
                 owner=_OWNER,
                 low_mark=SequenceNumber(self._sequence),
                 job=job,
-                tables={n: (t.spec, t.layout.fingerprint, t.watermark) for n, t in self._tables.items()},
+                tables={n: t.cut() for n, t in self._tables.items()},
                 files={},
                 retained_max=1,
             )
@@ -305,7 +308,7 @@ class SlateStateBackend:
         self, snapshot: Any, table: SlateTable, commit: CheckpointCommit, old_watermark: int | None
     ) -> dict[bytes, bytes | None]:
         """What a checkpoint changes in the entries of one table."""
-        codec, watermark = table.codec, commit.tables[table.spec.name][2]
+        codec, watermark = table.codec, commit.tables[table.spec.name].watermark
         changes: dict[bytes, bytes | None] = {}
         if table.spec.order is TableOrder.TIME and watermark is not None and watermark != old_watermark:
             expired = await self._scan(snapshot, *codec.range_of(None, watermark))

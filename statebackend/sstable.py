@@ -89,7 +89,8 @@ class SSTableMeta:
     bytes, which hold the footer and, if it is small, the filter; ``sequence`` orders the flushes of one
     writer; ``level`` is 0 for a flushed file and 1 for a merged one; ``run`` names the sorted run that a
     merged file is a part of, None for a flushed one. Times are those by which rows expire (see
-    `TableLayout.time_range`), None if they do not.
+    `TableLayout.time_range`), None if they do not. ``schema`` is the version of the table's schema that the rows
+    have (see `SchemaHistory`).
     """
 
     name: str
@@ -104,6 +105,7 @@ class SSTableMeta:
     hash_max: int
     time_min: int | None
     time_max: int | None
+    schema: int = 0
 
     def overlaps(self, start: int | None, end: int | None, hash_range: HashRange = (None, None)) -> bool:
         """Whether the file may hold rows with ``start <= time < end`` and a hash in the range."""
@@ -230,6 +232,7 @@ def encode_sstable(
         hash_max=int(entries["hash_max"].max()),
         time_min=int(entries["time_min"].min()) if timed else None,
         time_max=int(entries["time_max"].max()) if timed else None,
+        schema=layout.history.number,
     )
     return EncodedSSTable(layout, data.toreadonly(), meta, index, tuple(blocks), bloom)
 
@@ -265,13 +268,16 @@ async def read_filter(objects: ObjectStore, meta: SSTableMeta, index: SSTableInd
 
 
 async def read_blocks(
-    objects: ObjectStore, meta: SSTableMeta, index: SSTableIndex, numbers: Sequence[int], schema: pa.Schema
+    objects: ObjectStore, meta: SSTableMeta, index: SSTableIndex, numbers: Sequence[int], layout: TableLayout
 ) -> list[pa.RecordBatch]:
     """Read, check and decode some blocks; neighbours are fetched in one request.
+
+    The rows come in the newest version of the table's schema, whatever version the file was written under.
 
     Raises `CorruptionError` or `ObjectMissingError`, both naming the file.
     """
     blocks: list[pa.RecordBatch] = []
+    schema = layout.stored_as(meta.schema)
     for first, last in _neighbours(numbers):
         start = int(index.entries[first]["offset"])
         end = int(index.entries[last]["offset"] + index.entries[last]["length"])
@@ -279,7 +285,8 @@ async def read_blocks(
         for number in range(first, last + 1):
             entry = index.entries[number]
             begin = int(entry["offset"]) - start
-            blocks.append(_decode_block(meta.name, number, entry, data[begin : begin + int(entry["length"])], schema))
+            block = _decode_block(meta.name, number, entry, data[begin : begin + int(entry["length"])], schema)
+            blocks.append(layout.upgraded(block, meta.schema))
     return blocks
 
 

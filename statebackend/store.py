@@ -17,8 +17,6 @@ from concurrent.futures import Future, wait
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import pyarrow as pa
-
 from statebackend.aggregate_declaration import Declaration
 from statebackend.backend import Checkpoint, Health, JobState
 from statebackend.cache import BlockCache, BlockReader
@@ -183,17 +181,22 @@ class StateStore:
     def table(self, spec: TableSpec) -> LsmTable:
         """Create the table or open the one of this name.
 
-        Raises `SchemaMismatchError` if the store holds a table of this name with another spec.
+        Its columns may differ from those that it has in the store, as far as `SchemaChanges` describes; the change
+        becomes durable with the next checkpoint. Raises `SchemaMismatchError` if the table cannot become what is
+        asked for.
         """
         self.check_usable()
         with self.lock:
             if (table := self._tables.get(spec.name)) is not None:
-                _check_spec(table.spec, table.layout, spec, self.url)
+                table.layout.history.require_unchanged(table.spec, spec, self.url)
+                _check_states(table.spec, table.layout, spec, self.url)
                 return table
-            layout = TableLayout.of(spec, self._hasher, self._udafs)
-            state = self._manifest.tables.get(spec.name)
+            state, history = self._manifest.tables.get(spec.name), None
             if state is not None:
-                _check_spec(state.spec, layout, spec, self.url, state.fingerprint)
+                history = state.history.evolved(state.spec, spec, self.url)
+            layout = TableLayout.of(spec, self._hasher, self._udafs, history)
+            if state is not None:
+                _check_states(state.spec, layout, spec, self.url, state.fingerprint)
             table = LsmTable(
                 self, layout, state.files if state is not None else (), state.watermark if state is not None else None
             )
@@ -323,7 +326,7 @@ class StateStore:
             low_mark=SequenceNumber(self._sequence),
             job=job,
             prepare=tuple(prepare),
-            tables={n: (t.spec, t.layout.fingerprint, t.watermark) for n, t in self._tables.items()},
+            tables={n: t.cut() for n, t in self._tables.items()},
             layouts={n: t.layout for n, t in self._tables.items()},
             frozen=[f for t in self._tables.values() for f in t.frozen],
             started=self._clock.monotonic(),
@@ -352,7 +355,9 @@ class StateStore:
         """The layout of a table for a merge, whether this process opened it or not."""
         with self.lock:
             table = self._tables.get(state.spec.name)
-        return table.layout if table is not None else self._layouts.of(state)
+        if table is not None and table.layout.history.number == state.history.number:
+            return table.layout
+        return self._layouts.of(state)  # also where columns have changed and no manifest says so yet
 
     async def _tick(self, interval_s: float) -> None:
         """Commit by itself while there are new rows; a failure is kept for `health` and tried again."""
@@ -396,13 +401,10 @@ async def _take_over(
     return await FenceableManifest.init_writer(manifests, clock, rng, settings.commit_timeout_s)
 
 
-def _check_spec(
+def _check_states(
     known: TableSpec, layout: TableLayout, wanted: TableSpec, url: str, fingerprint: str | None = None
 ) -> None:
-    for field in ("schema", "key", "kind", "order", "time_field", "ttl_field"):
-        old, new = getattr(known, field), getattr(wanted, field)
-        if old != new:
-            raise SchemaMismatchError(f"{url}: table {known.name!r} has {field} {_show(old)}, asked for {_show(new)}")
+    """Raise `SchemaMismatchError` unless the aggregation is the one whose states the table holds."""
     # Compared as values: the bytes of a type may differ between versions of Arrow.
     old_states, new_states = _declaration(known), _declaration(wanted)
     if old_states != new_states:
@@ -415,10 +417,6 @@ def _check_spec(
             f"{url}: table {known.name!r} holds states of layout {fingerprint}, "
             f"this DataFusion makes {layout.fingerprint}"
         )
-
-
-def _show(value: Any) -> str:
-    return ", ".join(f"{f.name}: {f.type}" for f in value) if isinstance(value, pa.Schema) else repr(value)
 
 
 def _declaration(spec: TableSpec) -> Declaration | None:

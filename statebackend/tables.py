@@ -10,18 +10,20 @@ Rows expire by one column, below the watermark that ``expire`` moves. ``time_fie
 every row can be judged alone. ``ttl_field`` is not: a newer row of the same key may have another value
 in it, so of an upsert table only the newest row of a key is judged, and an expired one still
 hides the older ones.
+
+A table may be declared with other columns than it has: see `SchemaChanges`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 import pyarrow as pa
 
-__all__ = ["TableKind", "TableOrder", "TableSpec"]
+__all__ = ["SchemaChanges", "TableKind", "TableOrder", "TableSpec"]
 
 
 class TableKind(StrEnum):
@@ -41,6 +43,32 @@ class TableOrder(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SchemaChanges:
+    """What the names of columns cannot tell when a table is opened with other columns than it has.
+
+    ``renamed``: the old name by the new one. ``dropped``: names of columns that shall go, with their values.
+    ``defaults``: by the name of a new column, what rows hold in it that were written before (null where none is
+    named; fixed when the column is added). What a table has gone through already is passed over, so a program
+    keeps its entries for as long as older tables may be met, also of renames one after the other.
+
+    A column without an entry here keeps its type or gets a wider one: a longer integer of the same sign, a longer
+    float, a decimal of more digits and the same scale, a date as timestamp in s or ms; or it becomes nullable.
+    """
+
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    dropped: Collection[str] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.renamed:
+            seen = {name}
+            while (name := self.renamed.get(name, "")) and name not in seen:
+                seen.add(name)
+            if name:
+                raise ValueError(f"renamed: {name!r} comes from itself; take a third name in between")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TableSpec:
     """Declaration of one table.
 
@@ -49,7 +77,7 @@ class TableSpec:
     names a column outside of the key (int64 or timestamp, never null) by which rows expire instead: the
     time of a row's end for ``expire(now)``, or of its last change for ``expire(now - ttl)``.
     ``aggregation`` is the declaration of an `Aggregation` (see ``accumulators.py``), for aggregate
-    tables only.
+    tables only. ``changes`` tells how the table came to have these columns; it is no part of the table.
     """
 
     name: str
@@ -60,6 +88,7 @@ class TableSpec:
     time_field: str | None = None
     ttl_field: str | None = None
     aggregation: Mapping[str, Any] | None = None
+    changes: SchemaChanges | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not self.name or any(c in self.name for c in "/\\\0"):
@@ -83,6 +112,11 @@ class TableSpec:
                 )
         if (self.kind is TableKind.AGGREGATE) != (self.aggregation is not None):
             raise ValueError(f"table {self.name!r}: an aggregation is declared for kind 'aggregate', and only there")
+        if self.changes is not None:
+            if both := [n for n in self.changes.dropped if n in names]:
+                raise ValueError(f"table {self.name!r}: columns {both} are dropped and declared")
+            if unknown := [n for n in self.changes.defaults if n not in names]:
+                raise ValueError(f"table {self.name!r}: defaults of {unknown}, which are not among {names}")
         if reserved := [n for n in names if n.startswith("__")]:
             raise ValueError(f"table {self.name!r}: column names {reserved} are reserved")
 

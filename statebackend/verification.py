@@ -83,14 +83,14 @@ async def _kept(tools: Toolbox, latest: Manifest, problems: list[str]) -> list[M
 
 async def _verify_file(objects: ObjectStore, state: TableState, meta: SSTableMeta) -> tuple[_Key, _Key]:
     """Read a file block by block; its first and last place in the order of the table."""
-    layout = TableLayout.for_reading(state.spec, Hasher())
+    layout = TableLayout.for_reading(state.spec, Hasher(), state.history)
     index, bloom = await read_index(objects, meta)
     if bloom is None and index.filter_bytes:
         bloom = await read_filter(objects, meta, index)
     rows = 0
     ends: list[_Key] = []
     for number, entry in enumerate(index.entries):
-        (block,) = await read_blocks(objects, meta, index, [number], layout.stored)
+        (block,) = await read_blocks(objects, meta, index, [number], layout)
         block.validate(full=True)
         rows += block.num_rows
         where = f"{meta.name}: block {number}"

@@ -19,6 +19,7 @@ from statebackend import (
     Aggregation,
     FencedError,
     JobState,
+    SchemaChanges,
     SchemaMismatchError,
     StateBackend,
     StoreClosedError,
@@ -510,15 +511,82 @@ def test_scans_return_the_columns_and_times_asked_for(open_again: Open) -> None:
     assert rows(table.scan(time_range=(50, 50))) == []
 
 
+def kv_with(*columns: tuple[str, pa.DataType], key: str = "key", **changes: Any) -> TableSpec:
+    return TableSpec(
+        name="kv", schema=pa.schema(columns), key=(key,), kind=TableKind.UPSERT, changes=SchemaChanges(**changes)
+    )
+
+
 def test_a_table_with_another_spec_is_refused_and_both_are_named(open_again: Open) -> None:
     backend = open_again()
     backend.table(KV)
     commit(backend)
-    other = TableSpec(name="kv", schema=KV.schema.append(pa.field("more", pa.int8())), key=("key",), kind=KV.kind)
-    with pytest.raises(SchemaMismatchError, match="more"):
-        backend.table(other)
-    with pytest.raises(SchemaMismatchError, match="more"):
-        open_again().table(other)
+    narrower = kv_with(("key", pa.string()), ("value", pa.int8()))
+    with pytest.raises(SchemaMismatchError, match=r"int64(.|\n)*int8"):
+        backend.table(narrower)
+    with pytest.raises(SchemaMismatchError, match=r"int64(.|\n)*int8"):
+        open_again().table(narrower)
+    assert rows(open_again().table(KV).scan()) == []
+
+
+def test_columns_change_when_a_table_is_opened_and_every_row_follows(
+    open_again: Open, request: pytest.FixtureRequest
+) -> None:
+    old = kv_with(("key", pa.string()), ("value", pa.int32()), ("note", pa.string()))
+    new = kv_with(
+        ("more", pa.int8()), ("id", pa.string()), ("amount", pa.int64()), ("unit", pa.string()),
+        key="id", renamed={"id": "key", "amount": "value"}, dropped=["note"], defaults={"unit": "EUR"},
+    )  # fmt: skip
+    backend = open_again()
+    table = backend.table(old)
+    for step in range(4):
+        batch = {"key": ["a", "b", f"k{step}"], "value": [step, step, step], "note": ["x"] * 3}
+        table.write(pa.record_batch(batch, schema=old.schema))
+        commit(backend)
+    table.delete(keys("b", "k0"))
+    commit(backend)
+    with pytest.raises(SchemaMismatchError, match="note"):  # open with other columns, or not able to change at all
+        backend.table(new)
+    backend = open_again()
+    if request.node.callspec.params["open_again"] == "slatedb":
+        with pytest.raises(SchemaMismatchError, match="columns cannot change"):
+            backend.table(new)
+        return
+    want = {"a": (None, "a", 3, "EUR"), **{f"k{i}": (None, f"k{i}", i, "EUR") for i in (1, 2, 3)}}
+    for again in range(3):  # not committed, committed, opened with what it is already
+        table = backend.table(new)
+        assert {r[1]: r for r in rows(table.scan())} == want
+        table.write(pa.record_batch([[7], ["n"], [2**40], ["USD"]], schema=new.schema))
+        found = table.lookup(pa.record_batch({"id": ["a", "b", "n"]}))
+        assert found.hit.to_pylist() == [True, False, True]
+        assert found.batch.column("amount").to_pylist() == [3, None, 2**40]
+        assert table.matches(pa.record_batch({"id": ["k1"]})).batch.to_pylist()[0]["unit"] == "EUR"
+        if again:
+            want["n"] = (7, "n", 2**40, "USD")
+            table.delete(pa.record_batch({"id": ["k2"]}))
+            want.pop("k2", None)
+            commit(backend)
+        backend = open_again()
+    with pytest.raises(SchemaMismatchError, match="is missing"):
+        backend.table(old)
+
+
+def test_a_deletion_needs_no_value_in_a_column_that_is_never_null(open_again: Open) -> None:
+    spec = TableSpec(
+        name="strict",
+        schema=pa.schema([("key", pa.string()), pa.field("value", pa.int64(), nullable=False)]),
+        key=("key",),
+        kind=TableKind.UPSERT,
+    )
+    backend = open_again()
+    table = backend.table(spec)
+    table.write(pa.record_batch([["a", "b"], [1, 2]], schema=spec.schema))
+    commit(backend)
+    table.delete(keys("a"))
+    commit(backend)
+    found = open_again().table(spec).scan()
+    assert rows(found) == [("b", 2)]
+    assert [b.schema for b in found] == [spec.schema]
 
 
 def test_a_batch_that_does_not_fit_is_refused_and_nothing_is_written(open_again: Open) -> None:

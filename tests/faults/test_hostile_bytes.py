@@ -56,7 +56,7 @@ def try_sstable(seed: int) -> str:
     try:
         index, _ = asyncio.run(read_index(objects, meta))  # type: ignore[arg-type]
         numbers = range(len(index.entries))
-        blocks = asyncio.run(read_blocks(objects, meta, index, numbers, hostile.layout.stored))  # type: ignore[arg-type]
+        blocks = asyncio.run(read_blocks(objects, meta, index, numbers, hostile.layout))  # type: ignore[arg-type]
     except StateStoreError as error:
         return refusal(error, meta.name)
     # What was accepted is safe to compute on, though it may be nonsense.
@@ -176,7 +176,7 @@ def test_a_huge_declared_length_of_an_lz4_buffer_is_refused_and_not_allocated() 
         objects = OneObject(case.data)
         index, _ = asyncio.run(read_index(objects, case.encoded.meta))  # type: ignore[arg-type]
         with pytest.raises(CorruptionError, match="block 0"):
-            asyncio.run(read_blocks(objects, case.encoded.meta, index, [0], layout.stored))  # type: ignore[arg-type]
+            asyncio.run(read_blocks(objects, case.encoded.meta, index, [0], layout))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("field", ["offset", "length"])

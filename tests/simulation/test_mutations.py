@@ -18,6 +18,7 @@ from statebackend.ids import AttemptId, CheckpointId, ManifestNumber, SequenceNu
 from statebackend.manifest import CompactionCommit, Manifest, RetainedCheckpoint
 from statebackend.objectstore import PutResult
 from statebackend.retention import KeptCheckpoint, RollbackCommit
+from statebackend.schema_history import SchemaHistory
 from statebackend.sstable import SSTableMeta
 from statebackend.store import StateStore
 from tests.simulation.job import SEEN
@@ -101,13 +102,13 @@ def expired_row_resurrected_by_a_merge() -> Any:
 
 def expired_row_dropped_with_an_older_one_below() -> Any:
     """By ttl every row is judged alone, so that a merge lets go of the one that hides an older one."""
-    merge = compactor._merge_pieces
+    merge = compaction_merge._merge_pieces
 
     def merges(layout: Any, pieces: Any, plan: Any) -> Any:
         alive = [p.filter(pa.array(~layout.expired(p, plan.watermark))) for p in pieces]
         return merge(layout, alive if layout.spec.ttl_field is not None else pieces, plan)
 
-    return mock.patch.object(compactor, "_merge_pieces", merges)
+    return mock.patch.object(compaction_merge, "_merge_pieces", merges)
 
 
 def merge_by_the_live_watermark() -> Any:
@@ -205,7 +206,12 @@ def test_the_simulator_finds_a_planted_bug(bug: Bug, problem: str, seeds: range)
 
 def test_a_merge_that_a_rollback_overtook_is_abandoned() -> None:
     """Its inputs may be there again after the rollback, but so may be the rows that it dropped by a later watermark."""
-    state = manifest.TableState(spec=SEEN, watermark=10, files=tuple(sstable(n, 0, 20) for n in (1, 2)))
+    state = manifest.TableState(
+        spec=SEEN,
+        history=SchemaHistory.begin(SEEN.schema),
+        watermark=10,
+        files=tuple(sstable(n, 0, 20) for n in (1, 2)),
+    )
     before = Manifest(
         number=ManifestNumber(5), parent_attempt=AttemptId("a4"), store_id=StoreId("s"), writer_epoch=WriterEpoch(1),
         writer_id=WriterId("w"), attempt_id=AttemptId("a5"), created_ms=0, tables={"seen": state},

@@ -30,10 +30,12 @@ from statebackend.manifest import (
     RetainedCheckpoint,
     Root,
     Savepoint,
+    TableCut,
     TableState,
 )
 from statebackend.manifest_codec import decode_manifest, encode_manifest
 from statebackend.merge import TableLayout
+from statebackend.schema_history import SchemaHistory, SchemaVersion
 from statebackend.settings import StoreSettings
 from statebackend.sstable import _ENTRY, EncodedSSTable, encode_sstable
 
@@ -54,6 +56,11 @@ SPECS = [
     ),
 ]
 LAYOUTS = [TableLayout.of(spec, Hasher(), {}) for spec in SPECS]
+HISTORIES = {spec.name: SchemaHistory.begin(spec.schema) for spec in SPECS}
+HISTORIES["users"] = SchemaHistory((
+    SchemaVersion(schema=pa.schema([("key", pa.int16()), ("note", pa.string())]), ids=(1, 2)),
+    SchemaVersion(schema=SPECS[1].schema, ids=(1, 3)),
+))  # fmt: skip
 ENVELOPE_BYTES = 24
 
 
@@ -74,7 +81,12 @@ def sstable(layout: TableLayout, compression: str | None) -> EncodedSSTable:
 
 def manifest() -> Manifest:
     files = {layout.spec.name: (sstable(layout, "lz4").meta,) for layout in LAYOUTS}
-    states = {s.name: TableState(spec=s, files=files[s.name], watermark=0 if s.time_field else None) for s in SPECS}
+    states = {
+        s.name: TableState(
+            spec=s, history=HISTORIES[s.name], files=files[s.name], watermark=0 if s.time_field else None
+        )
+        for s in SPECS
+    }
     return Manifest(
         number=ManifestNumber(7),
         parent_attempt=AttemptId("a6"),
@@ -318,7 +330,10 @@ def try_manifest(seed: int) -> str:
         owner="w3-0-0",
         low_mark=SequenceNumber(1),
         job=found.job,
-        tables={name: (state.spec, None, state.watermark) for name, state in found.tables.items()},
+        tables={
+            name: TableCut(spec=state.spec, history=state.history, fingerprint=None, watermark=state.watermark)
+            for name, state in found.tables.items()
+        },
         files={},
         retained_max=3,
     )

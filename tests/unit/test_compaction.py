@@ -16,6 +16,7 @@ from statebackend.compaction import plan_compaction, plan_ranges
 from statebackend.keys import Hasher
 from statebackend.manifest import Manifest, TableState
 from statebackend.merge import TableLayout
+from statebackend.schema_history import SchemaHistory
 from statebackend.sstable import SSTableMeta, encode_sstable
 from tests.support.stores import World, job
 
@@ -33,7 +34,7 @@ def manifest(*files: SSTableMeta) -> Manifest:
     spec = TableSpec(name="t", schema=pa.schema([("k", pa.int64())]), key=("k",), kind=TableKind.UPSERT)
     return Manifest(
         number=1, parent_attempt="", store_id="s", writer_epoch=1, writer_id="w", attempt_id="a", created_ms=0,
-        tables={"t": TableState(spec=spec, files=files)},
+        tables={"t": TableState(spec=spec, history=SchemaHistory.begin(spec.schema), files=files)},
     )  # type: ignore[arg-type]  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from statebackend.maintenance import collect
 from statebackend.manifest import CompactionCommit, CompactorClaim, CompactorRelease, Manifest, TableState
 from statebackend.manifest_store import FenceableManifest
 from statebackend.objectstore import Data, FsspecObjectStore, PutResult
+from statebackend.schema_history import SchemaHistory
 from statebackend.toolbox import Toolbox, with_store
 from statebackend.verification import verify
 from tests.support.stores import KV, contents, put
@@ -33,7 +34,7 @@ def manifest(**fields: object) -> Manifest:
         number=ManifestNumber(5), parent_attempt=AttemptId("a4"), store_id=StoreId("s"), writer_epoch=WriterEpoch(1),
         compactor_epoch=3, compactor_id="one", writer_id=WriterId("w"), attempt_id=AttemptId("a5"), created_ms=0,
         low_marks={"w1-0-0": SequenceNumber(4), "c3-0-0": SequenceNumber(7), "c3-1-0": SequenceNumber(2)},
-        tables={"kv": TableState(spec=KV)},
+        tables={"kv": TableState(spec=KV, history=SchemaHistory.begin(KV.schema))},
     )  # fmt: skip
     return replace(first, **fields)  # type: ignore[arg-type]
 

@@ -16,7 +16,17 @@ import pytest
 from datafusion import col
 from datafusion import functions as f
 
-from statebackend import Aggregation, JobState, StateStore, StoreSettings, TableKind, TableOrder, TableSpec
+from statebackend import (
+    Aggregation,
+    JobState,
+    SchemaChanges,
+    StateStore,
+    StoreSettings,
+    TableKind,
+    TableOrder,
+    TableSpec,
+    open_checkpoint,
+)
 from statebackend.maintenance import create_savepoint
 from statebackend.manifest_codec import decode_manifest, encode_manifest
 from statebackend.verification import verify
@@ -46,6 +56,19 @@ LEASES = TableSpec(
     key=("id",),
     kind=TableKind.UPSERT,
     ttl_field="until",
+)
+PRICES_1 = TableSpec(
+    name="prices",
+    schema=pa.schema([("id", pa.int32()), ("price", pa.float32()), ("note", pa.string())]),
+    key=("id",),
+    kind=TableKind.UPSERT,
+)
+PRICES_2 = TableSpec(
+    name="prices",
+    schema=pa.schema([("item", pa.int64()), ("currency", pa.string()), ("amount", pa.float64())]),
+    key=("item",),
+    kind=TableKind.UPSERT,
+    changes=SchemaChanges(renamed={"item": "id", "amount": "price"}, dropped=["note"], defaults={"currency": "EUR"}),
 )
 JOB = JobState(
     sources={"source": {"file": "x.parquet", "row": 7}},
@@ -91,8 +114,12 @@ def write_golden(directory: Path) -> None:
         leases.write(pa.record_batch([[1, 2], [9, 9], ["x", "y"]], schema=LEASES.schema))
         leases.write(pa.record_batch([[1], [4], ["z"]], schema=LEASES.schema))
         leases.expire(5)
+        store.table(PRICES_1).write(pa.record_batch([[1, 2], [1.5, 2.5], ["x", "y"]], schema=PRICES_1.schema))
         store.checkpoint(JOB).result()
     create_savepoint(str(directory), "first")
+    with StateStore.open(directory, StoreSettings(block_rows=2), rng=random.Random(2)) as store:
+        store.table(PRICES_2).write(pa.record_batch([[2**40], ["USD"], [0.1]], schema=PRICES_2.schema))
+        store.checkpoint(JOB).result()
 
 
 def rows(batches: list[pa.RecordBatch]) -> list[tuple[Any, ...]]:
@@ -118,6 +145,7 @@ def test_a_store_of_an_older_version_is_read_and_continued(golden: Path, tmp_pat
             assert rows(store.table(APPENDS).scan()) == [(5, "b"), (5, "b")]
             assert store.table(APPENDS).watermark == 2
             assert [(r[0], r[2]) for r in rows(store.table(LEASES).scan())] == [(2, "y")]
+            assert rows(store.table(PRICES_2).scan()) == [(1, "EUR", 1.5), (2**40, "USD", 0.1), (2, "EUR", 2.5)]
             final = of.merger.final(store.table(states(of)).scan())
             found = {(r["window"].minute, r["key"]): (r["n"], r["mean"]) for b in final for r in b.to_pylist()}
             assert found[0, "a"] == (2, 2.5)
@@ -125,6 +153,14 @@ def test_a_store_of_an_older_version_is_read_and_continued(golden: Path, tmp_pat
             assert found[1, "a"][0] == 1
             if not step:
                 store.checkpoint(JOB).result(10)
+
+
+@pytest.mark.parametrize("golden", STORES, ids=lambda p: p.name)
+def test_a_savepoint_holds_a_table_as_it_was_before_its_columns_changed(golden: Path) -> None:
+    with open_checkpoint(golden, savepoint="first", pin=False) as checkpoint:
+        prices = checkpoint.table("prices")
+        assert prices.spec.schema == PRICES_1.schema
+        assert rows(prices.scan()) == [(1, 1.5, "x"), (2, 2.5, "y")]
 
 
 @pytest.mark.parametrize("golden", STORES, ids=lambda p: p.name)

@@ -50,7 +50,7 @@ def test_all_blocks_come_back_and_any_arrow_reader_opens_the_file(world: World, 
     table = encoded(rows, compression=compression)
     run(world.objects.put(table.meta.name, table.data))
     index, _ = run(read_index(world.objects, table.meta))
-    blocks = run(read_blocks(world.objects, table.meta, index, range(len(index.entries)), LAYOUT.stored))
+    blocks = run(read_blocks(world.objects, table.meta, index, range(len(index.entries)), LAYOUT))
     plain = pa.ipc.open_file(pa.py_buffer(bytes(table.data))).read_all()
     assert pa.Table.from_batches(blocks).equals(plain)
     assert plain.num_rows == rows == table.meta.rows
@@ -77,7 +77,7 @@ def test_every_damaged_byte_is_found_before_anything_is_decoded(world: World) ->
 
     def read_all() -> None:
         index, _ = run(read_index(world.objects, table.meta))
-        run(read_blocks(world.objects, table.meta, index, range(len(index.entries)), LAYOUT.stored))
+        run(read_blocks(world.objects, table.meta, index, range(len(index.entries)), LAYOUT))
 
     for at in range(first, len(original), 37):
         damaged = bytearray(original)

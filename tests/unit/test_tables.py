@@ -11,9 +11,12 @@ import pytest
 from statebackend import TableKind, TableOrder, TableSpec
 from statebackend.ids import AttemptId, ManifestNumber, SequenceNumber, StoreId, WriterEpoch, WriterId
 from statebackend.manifest import CompactionCommit, Manifest, TableState
+from statebackend.schema_history import SchemaHistory
 from statebackend.sstable import SSTableMeta
 
 SCHEMA = pa.schema([("key", pa.string()), ("at", pa.int64()), ("value", pa.float64())])
+
+HISTORY = SchemaHistory.begin(SCHEMA)
 
 
 def spec(**changes: Any) -> TableSpec:
@@ -52,7 +55,7 @@ def names(state: TableState) -> list[str]:
 
 
 def test_of_an_upsert_table_with_a_ttl_only_the_oldest_files_go_unread() -> None:
-    upsert = TableState(spec=spec(ttl_field="at"), files=FILES)
+    upsert = TableState(spec=spec(ttl_field="at"), history=HISTORY, files=FILES)
     assert names(upsert.expired(5)) == ["f2", "f3", "f4"]
     assert names(upsert.expired(1)) == ["f0", "f1", "f2", "f3", "f4"]
     append = replace(upsert, spec=spec(ttl_field="at", kind=TableKind.APPEND))
@@ -63,10 +66,16 @@ def test_a_merge_does_not_miss_inputs_that_expired_meanwhile_and_replaces_those_
     before = Manifest(
         number=ManifestNumber(5), parent_attempt=AttemptId("a4"), store_id=StoreId("s"), writer_epoch=WriterEpoch(1),
         writer_id=WriterId("w"), attempt_id=AttemptId("a5"), created_ms=0,
-        tables={"t": TableState(spec=spec(ttl_field="at"), files=FILES)},
+        tables={"t": TableState(spec=spec(ttl_field="at"), history=HISTORY, files=FILES)},
     )  # fmt: skip
     merged = CompactionCommit(
-        table="t", timeline=0, owner="c1-0-0", sequence=SequenceNumber(1), inputs=FILES[1:4], output=(file(9, 9),)
+        table="t",
+        timeline=0,
+        epoch=0,
+        owner="c1-0-0",
+        sequence=SequenceNumber(1),
+        inputs=FILES[1:4],
+        output=(file(9, 9),),
     )
     assert names(merged.apply(before).tables["t"]) == ["f0", "f9", "f4"]
     later = replace(before, tables={"t": before.tables["t"].expired(5)})
