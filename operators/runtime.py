@@ -43,6 +43,10 @@ class Operator(Protocol):
     def uses_processing_time(self) -> bool:
         """Whether `on_processing_time` has to be called."""
 
+    @property
+    def untimed_inputs(self) -> frozenset[int]:
+        """Numbers of the inputs whose event time is not waited for."""
+
     def process(self, batch: pa.RecordBatch, index: int, /) -> None:
         """Take a batch of input number ``index``; emit what follows from it."""
 
@@ -95,6 +99,11 @@ class BaseOperator:
         """It does not."""
         return False
 
+    @property
+    def untimed_inputs(self) -> frozenset[int]:
+        """None: all are waited for."""
+        return frozenset()
+
     def announce(self, watermark: int) -> None:
         """Hand it on."""
         for output in self.outputs:
@@ -126,22 +135,27 @@ class BaseOperator:
 class Inputs:
     """The inputs of one operator: its event time is the smallest of those that are not idle."""
 
-    __slots__ = ("_idle", "_marks", "_merged", "operator")
+    __slots__ = ("_idle", "_marks", "_merged", "_untimed", "operator")
 
     def __init__(self, operator: Operator, count: int) -> None:
         self.operator = operator
         self._marks: list[int | None] = [None] * count
-        self._idle = [False] * count
+        self._untimed = operator.untimed_inputs
+        self._idle = [index in self._untimed for index in range(count)]
         self._merged: int | None = None
 
     def announce(self, index: int, watermark: int) -> None:
         """Input ``index`` is about to reach this watermark."""
+        if index in self._untimed:
+            return
         merged = self._with(index, watermark)
         if merged is not None:
             self.operator.announce(merged)
 
     def advance(self, index: int, watermark: int) -> None:
         """Input ``index`` has reached this watermark, and is not idle."""
+        if index in self._untimed:
+            return
         self._idle[index] = False
         self._move(self._with(index, watermark))
         self._marks[index] = watermark

@@ -6,6 +6,7 @@ types when it is called and returns a new stream; nothing runs before `StreamCon
 
 from __future__ import annotations
 
+from operators.verbs.broadcast import BroadcastVerbs
 from operators.verbs.ends import EndVerbs
 from operators.verbs.flow import FlowVerbs
 from operators.verbs.functions import FunctionVerbs
@@ -18,7 +19,9 @@ from operators.verbs.windows import WindowVerbs
 __all__ = ["DataStream"]
 
 
-class DataStream(StatelessVerbs, FlowVerbs, WindowVerbs, JoinVerbs, KeyedVerbs, FunctionVerbs, ProcessVerbs, EndVerbs):
+class DataStream(
+    StatelessVerbs, FlowVerbs, WindowVerbs, JoinVerbs, BroadcastVerbs, KeyedVerbs, FunctionVerbs, ProcessVerbs, EndVerbs
+):
     """A stream of record batches with one schema; immutable, and usable by several consumers.
 
     Streams begin at a `StreamContext`; every verb returns a new one.
