@@ -24,8 +24,9 @@ class BroadcastVerbs(StreamBase):
 
         ``configuration``: a stream of which each row replaces the earlier one with the same ``on`` columns; a
         changelog or upserts with just this key are understood, deletions too. ``how``: ``"left"`` leaves the
-        columns null where there is no configuration, ``"inner"`` leaves the row out. What holds is decided by the order
-        in which rows come, not by event time; the event time of the result is that of the rows. Null keys match nothing.
+        columns null where there is no configuration, ``"inner"`` leaves the row out. What holds is decided by
+        the order in which rows come, not by event time; the event time of the result is that of the rows.
+        Null keys match nothing.
 
         State: one row per configuration key. Raises `SchemaError` for wrong columns and types.
         """
