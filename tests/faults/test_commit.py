@@ -291,7 +291,7 @@ def test_one_error_at_any_storage_call_never_loses_or_doubles_anything(when: Whe
                 store.checkpoint(job(step)).result(10)
             expected = {"k0": 3, "k1": 4, "k2": 5} | {f"n{s}": s for s in range(1, 6)}
             assert contents(store) == expected
-            made = len(store._objects._inner._inner.calls)
+            made = len(store._observer.stack.rooted._own.calls)
         with world.open() as again:
             assert contents(again) == expected, f"error at call {call}"
         world.close()
