@@ -10,7 +10,9 @@ General layout, from the ground up (each module imports only from those above it
     prepared  plan_surgery  aggregate_*   DataFusion: partial, reduce and final plans of one aggregation,
     state_layout  accumulators            and their face
     schema_history                        how the columns of a table change
-    merge  memtable  sstable  probe       pieces of tables in memory and in files
+    merge  bloom  sstable  probe          pieces of tables in memory and in files, filters, vectorised lookups
+    memtable  cache  table_view           and everything of one table at one moment
+    scalar_hash  points                   lookups of a few keys
     manifest  manifest_*                  the manifest, its transitions, its bytes, its publication
     flusher  compaction  compact*_*       background work: merging is planned, carried out,
     compactor                             claimed and committed, here or in a process of its own

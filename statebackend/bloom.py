@@ -74,7 +74,11 @@ class BloomFilter:
         block = (x >> 32) * len(self._words) >> 32
         held = int.from_bytes(self._bytes[block * _BLOCK_BYTES : (block + 1) * _BLOCK_BYTES], "little")
         low = x & 0xFFFFFFFF
-        return all(held >> 32 * i + ((low * salt & 0xFFFFFFFF) >> 27) & 1 for i, salt in enumerate(_SALT))
+        for salt in _SALT:
+            if not held >> ((low * salt & 0xFFFFFFFF) >> 27) & 1:
+                return False
+            held >>= 32
+        return True
 
     def encode(self) -> bytes:
         """The filter as an object of kind ``SSTABLE_FILTER``."""

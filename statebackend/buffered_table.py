@@ -45,8 +45,8 @@ class BufferedTable:
         # State below is protected by the backend's lock.
         self.memtable = MemTable(layout)
         self._watermark = watermark
-        # Constant: what answers and questions look like.
-        self._key_schema = pa.schema([layout.spec.schema.field(k) for k in layout.spec.key])
+        self._accepted_schema: pa.Schema | None = None  # of the keys that were looked up last; any thread's will do
+        # Constant: what answers look like.
         self._answer_schema = pa.schema([f.with_nullable(True) for f in layout.spec.schema])
         self._nothing = pa.RecordBatch.from_arrays([pa.nulls(1, f.type) for f in layout.answer], schema=layout.answer)
 
@@ -122,8 +122,9 @@ class BufferedTable:
         self._host.check_usable()
         if self.spec.kind is TableKind.APPEND:
             raise ValueError(f"table {self.spec.name!r}: an append table holds several rows of a key: scan it")
-        if keys.schema != self._key_schema:
+        if keys.schema != self._accepted_schema:
             self._check_keys(keys)
+            self._accepted_schema = keys.schema
 
     def _partition_probes(self, keys: pa.RecordBatch, time_range: tuple[int | None, int | None]) -> pa.RecordBatch:
         """The partition keys to match in stored form. Raises unless the table can be asked so."""

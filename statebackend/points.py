@@ -71,17 +71,24 @@ class PointLookup:
             columns.append((column.view(pa.int64()) if place == self.time else column).to_pylist())
         return list(zip(*columns, strict=True))
 
-    def find(self, view: TableView, key: Key) -> Row | None:
-        """The live row of a key. Raises `NotInMemoryError`."""
+    def find(self, view: TableView, keys: Sequence[Key]) -> list[Row | None]:
+        """The live row of each key. Raises `NotInMemoryError`."""
+        memory, files = view.memory[::-1], view.files[::-1]
+        return [self._find(view, memory, files, key) for key in keys]
+
+    def _find(
+        self, view: TableView, memory: Sequence[SortedRows], files: Sequence[SSTableMeta], key: Key
+    ) -> Row | None:
+        """``memory``, ``files``: from newest to oldest."""
         time = None if self.time is None else key[self.time]
         if time is not None and view.watermark is not None and time < view.watermark:
             return None
         hash_ = fold_words([word(key[place]) for place, word in self.words]) & self.hash_mask if self.words else 0
         first = _prefix(key[0]) if self.by_key else hash_
-        for rows in reversed(view.memory):
+        for rows in memory:
             if (at := self._position(rows, key, first, time)) is not None:
                 return None if self._hidden(rows, at, view.watermark) else (rows, at)
-        for meta in reversed(view.files):
+        for meta in files:
             if not meta.overlaps(time, None if time is None else time + 1, (first, first + 1)):
                 continue
             for rows in self._blocks(view.reader, meta, first, hash_, time):

@@ -116,7 +116,7 @@ class LsmTable(BufferedTable):
         """The row of each key; see `StateTable.lookup`."""
         self._check_lookup(keys)
         if self._points is not None and keys.num_rows <= KEYS_MAX:
-            rows = self.find(self._points.keys_of(keys))
+            rows = self._find(self._points, self._points.keys_of(keys))
             if rows is not None:
                 return self._answer_rows(rows)
         probes = self._hashed(keys, self.spec.key)
@@ -131,11 +131,11 @@ class LsmTable(BufferedTable):
     def find(self, keys: Sequence[Key]) -> list[Row | None] | None:
         """The row of each of a few keys; None when it takes a vectorised lookup, or a read, to find them."""
         self._host.check_usable()
-        if self._points is None:
-            return None
-        view = self._moment(ordered=True)
+        return None if self._points is None else self._find(self._points, keys)
+
+    def _find(self, points: PointLookup, keys: Sequence[Key]) -> list[Row | None] | None:
         try:
-            return [self._points.find(view, key) for key in keys]
+            return points.find(self._moment(ordered=True), keys)
         except NotInMemoryError:
             return None
 

@@ -11,12 +11,13 @@ from typing import Any
 
 from rich.console import Console
 
-from tests.benchmarks import window
+from tests.benchmarks import store, window
 from tests.benchmarks.machine import describe_machine
 
 BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
-    "window": window.run,
-    "window-parquet": lambda **options: window.run(sink="parquet", **options),
+    "window": lambda *, seconds, repeats, **_: window.run(seconds=seconds, repeats=repeats),
+    "window-parquet": lambda *, seconds, repeats, **_: window.run(sink="parquet", seconds=seconds, repeats=repeats),
+    "store": store.run,
 }
 
 
@@ -25,6 +26,8 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which (default: all): {', '.join(BENCHMARKS)}")
     parser.add_argument("--seconds", type=float, default=12.0, help="steady state of each run (default 12)")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each kind (default 3)")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="of the store's tables (default 1,000,000)")
+    parser.add_argument("--large", type=int, default=10_000_000, help="of its large tables (default 10,000,000)")
     args = parser.parse_args()
     if unknown := [n for n in args.names if n not in BENCHMARKS]:
         parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
@@ -34,16 +37,18 @@ def main() -> int:
     out = Path("build/bench")
     out.mkdir(parents=True, exist_ok=True)
     for name in args.names or BENCHMARKS:
-        figures = BENCHMARKS[name](seconds=args.seconds, repeats=args.repeats)
+        figures = BENCHMARKS[name](seconds=args.seconds, repeats=args.repeats, rows=args.rows, large=args.large)
         console.print(f"[bold]{name}[/]")
         for key, value in figures.items():
-            console.print(f"  {key:<40} {_show(value)}")
+            console.print(f"  {key:<72} {_show(value)}" if isinstance(value, dict) else f"  {key:<40} {_show(value)}")
         report = {"benchmark": name, "at": datetime.now(UTC).isoformat(), "machine": machine, "figures": figures}
         (out / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
     return 0
 
 
 def _show(value: Any) -> str:
+    if isinstance(value, dict):
+        return "  ".join(f"{k} {_show(v)}" for k, v in value.items())
     if isinstance(value, list):
         return ", ".join(_show(v) for v in value)
     if isinstance(value, float):
