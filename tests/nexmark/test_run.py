@@ -231,6 +231,17 @@ def test_files_that_overlap_are_merged_and_crashes_change_nothing(ordered: Path,
     assert_equals_reference("w", ordered, tmp_path)
 
 
+def test_rows_out_of_order_within_the_delay_may_lie_in_files_of_any_name(ordered: Path, tmp_path: Path) -> None:
+    jittered = "SELECT *, ntile(4) OVER (ORDER BY epoch_ms(dateTime) + hash(seq) % 3500) AS part FROM events"
+    for part in range(1, 5):
+        rows = f"SELECT * EXCLUDE (part) FROM ({jittered}) WHERE part = {part}"
+        select = f"{rows} ORDER BY epoch_ms(dateTime) + hash(seq) % 3500"
+        rewritten(ordered, tmp_path / "in", f"data_{12 - part}", person=select, auction=select, bid=select)
+    for query in ("q8", "w"):
+        run_with_crashes(query, tmp_path / "in", tmp_path / query, [13_000], checkpoint_events=4_000)
+        assert_equals_reference(query, ordered, tmp_path / query)
+
+
 def test_merged_files_are_in_order_and_restored_at_every_batch(ordered: Path, tmp_path: Path) -> None:
     for part in range(3):
         rewritten(
