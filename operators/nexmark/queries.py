@@ -33,6 +33,7 @@ Streams: TypeAlias = Mapping[Kind, DataStream]
 
 _WINDOW = timedelta(seconds=10)
 _DAY = timedelta(days=1)
+_SIDE_INPUT_ROWS = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,6 +232,13 @@ def _q9(streams: Streams) -> DataStream:
     return winning.select(*auction, "auction", "bidder", "price", _millis(col("bid_time")).alias("ts"))
 
 
+def _q13(streams: Streams) -> DataStream:
+    numbers = list(range(_SIDE_INPUT_ROWS))
+    side_input = pa.table({"key": pa.array(numbers, pa.int64()), "value": [str(number) for number in numbers]})
+    bids = streams[Kind.BID].with_column("key", col("auction") % lit(_SIDE_INPUT_ROWS))
+    return bids.lookup_join(side_input, on="key", name="side-input").drop("key")
+
+
 def _q20(streams: Streams) -> DataStream:
     auctions = _renamed(
         streams[Kind.AUCTION].filter(col("category") == lit(10)),
@@ -367,6 +375,12 @@ _LIST = [
     ),
     Query(name="q11", title="sessions of a bidder, 10 s apart", inputs=_bids("bidder", EVENT_TIME), build=_q11),
     Query(name="q12", title="bids per bidder and 10 s", inputs=_bids("bidder", EVENT_TIME), build=_q12),
+    Query(
+        name="q13",
+        title="bids with a value out of a table of 10,000 rows",
+        inputs=_bids("auction", "bidder", "price", EVENT_TIME),
+        build=_q13,
+    ),
     Query(
         name="q14",
         title="bids of a middle price, with the time of day and a count of letters",
