@@ -17,6 +17,7 @@ General layout, from the ground up (each module imports only from those above it
     report  checkpoint  job       the run: barriers, commits, the loop
     verbs  stream  context        the user's face
     testing                       a harness for tests of streams
+    topics  denormalized          topics of messages; the API of Denormalized
     exit_codes  flights  demo  nexmark  cli   ``python -m operators``
 """
 

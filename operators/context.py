@@ -80,6 +80,10 @@ class StreamContext:
             **threads,
         )
 
+    def register_udaf(self, udaf: AggregateUDF) -> None:
+        """A Python aggregate function that windows built from now on may use."""
+        self.udafs = (*(u for u in self.udafs if u.name != udaf.name), udaf)
+
     # -- sources
 
     def from_source(

@@ -32,7 +32,8 @@ class StreamBase:
     """A stream of record batches with one schema; immutable, and usable by several consumers.
 
     ``event_time`` names the column by which windows are cut, or is None where the stream has none;
-    ``time_note`` then says why. ``updates``: how the stream corrects itself, None if it is append-only.
+    ``time_note`` then says why. ``time_copies``: columns that are the same as it, and can take its place when it
+    is dropped. ``updates``: how the stream corrects itself, None if it is append-only.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class StreamBase:
         *,
         event_time: str | None,
         time_note: str = "",
+        time_copies: frozenset[str] = frozenset(),
         updates: Updates | None = None,
     ) -> None:
         self._context = context
@@ -50,6 +52,7 @@ class StreamBase:
         self._schema = schema
         self._event_time = event_time
         self._time_note = time_note
+        self._time_copies = time_copies
         self._updates = updates
 
     @property
@@ -89,10 +92,19 @@ class StreamBase:
         *,
         event_time: str | None,
         time_note: str = "",
+        time_copies: frozenset[str] = frozenset(),
         updates: Updates | None = None,
     ) -> Self:
         """A stream of the same job."""
-        return type(self)(self._context, port, schema, event_time=event_time, time_note=time_note, updates=updates)
+        return type(self)(
+            self._context,
+            port,
+            schema,
+            event_time=event_time,
+            time_note=time_note,
+            time_copies=time_copies,
+            updates=updates,
+        )
 
     def _claim(self, name: str | None, *words: str, keeps_state: bool = True) -> str:
         """The id of a new operator behind this stream: the user's name, or one derived from these words."""

@@ -144,13 +144,18 @@ class StatelessVerbs(StreamBase):
     ) -> Self:
         """A stream after one more step; ``plain`` tells which result columns are input columns."""
         step = plan_step(label, self._schema, apply, columns)
-        event_time, note = self._event_time, self._time_note
+        event_time, note, copies = self._event_time, self._time_note, self._time_copies
         if plain is not None and event_time is not None:
-            event_time = next((pair[1] for pair in plain if pair is not None and pair[0] == self._event_time), None)
+            same = [pair for pair in plain if pair is not None and pair[0] in {event_time, *copies}]
+            same.sort(key=lambda pair: pair[0] != self._event_time)
+            event_time = same[0][1] if same else None
+            copies = frozenset(name for _, name in same[1:])
             note = note if event_time else f"{label} dropped or replaced the event time column {self._event_time!r}"
         port = Port(StepNode(input=self._port, step=step))
         updates = self._updates if plain is None else _kept_updates(label, self._updates, plain)
-        return self._derive(port, step.schema, event_time=event_time, time_note=note, updates=updates)
+        return self._derive(
+            port, step.schema, event_time=event_time, time_note=note, time_copies=copies, updates=updates
+        )
 
 
 def _kept_updates(label: str, updates: Updates | None, plain: Sequence[tuple[str, str] | None]) -> Updates | None:

@@ -524,3 +524,30 @@ def test_many_keys_still_give_one_state_per_key_and_call() -> None:
     assert sum(b.num_rows for b in states) == len(keys)
     final = pa.Table.from_batches(aggregation.merger.final(states))
     assert (final.num_rows, set(final["n"].unique().to_pylist())) == (len(keys), {2})
+
+
+def test_a_python_function_is_tried_without_nulls_whatever_the_type_of_its_arguments() -> None:
+    seen: list[object] = []
+
+    class Longest(Accumulator):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.found = ""
+
+        def update(self, values: pa.Array) -> None:
+            seen.extend(values.to_pylist())
+            self.found = max([self.found, *values.to_pylist()], key=len)
+
+        def merge(self, states: list[pa.Array]) -> None:
+            self.found = max([self.found, *states[0].to_pylist()], key=len)
+
+        def state(self) -> list[pa.Scalar]:
+            return [pa.scalar(self.found)]
+
+        def evaluate(self) -> pa.Scalar:
+            return pa.scalar(self.found)
+
+    longest = udaf(Longest, [pa.string()], pa.string(), [pa.string()], "stable", "longest")
+    schema = pa.schema([("k", pa.int64()), ("s", pa.string())])
+    Aggregation.compile(schema, [col("k")], [longest(col("s")).alias("l")], udafs=[longest])
+    assert seen
+    assert None not in seen
