@@ -26,6 +26,9 @@ __all__ = ["FrozenMemTable", "MemTable", "Piece", "null_row_batch"]
 FOLD_ROWS_MIN = 1 << 20
 """Below this many rows an aggregate table is never folded early: a fold has a fixed cost."""
 
+SMALL_PIECE_ROWS = 1 << 11
+"""So many rows are merged again for little more than the fixed cost of a merge; another piece costs every read."""
+
 
 @dataclass(slots=True)
 class Piece:
@@ -164,18 +167,20 @@ class MemTable:
 
 
 def _sort_pieces(layout: TableLayout, pieces: Sequence[Piece], watermark: int | None) -> list[Piece]:
-    """Sort what is not sorted yet, then merge neighbours of similar size.
+    """Merge what is not sorted yet, and the sorted pieces before it that are no larger than what they are merged with.
 
     Unsorted pieces are the newest. Sizes stay geometric, so n rows are in O(log n) pieces and each is
     merged O(log n) times, however often this is called.
     """
     ordered = [p for p in pieces if p.rows is not None]
-    if len(ordered) == len(pieces):
+    fresh = [p for p in pieces if p.rows is None]
+    if not fresh:
         return ordered
-    ordered.append(_merged(layout, [p for p in pieces if p.rows is None], watermark))
-    while len(ordered) > 1 and ordered[-2].batch.num_rows <= 2 * ordered[-1].batch.num_rows:
-        ordered[-2:] = [_merged(layout, ordered[-2:], watermark)]
-    return ordered
+    rows = sum(p.batch.num_rows for p in fresh)
+    while ordered and ordered[-1].batch.num_rows <= max(2 * rows, SMALL_PIECE_ROWS):
+        fresh.insert(0, ordered.pop())
+        rows += fresh[0].batch.num_rows
+    return [*ordered, _merged(layout, fresh, watermark)]
 
 
 def _merged(layout: TableLayout, pieces: Sequence[Piece], watermark: int | None) -> Piece:
