@@ -110,6 +110,7 @@ def join_sides(
     merged = [a for a, b in keys.pairs if a == b]
     if keys.event_times and left.event_time == right.event_time and left.event_time is not None:
         merged.append(left.event_time)
+        _check_types(verb, left.schema.field(left.event_time), right.schema.field(left.event_time))
     common = [n for n in left.schema.names if n in right.schema.names and n not in merged]
     if common and how.pairs:
         raise SchemaError(

@@ -80,7 +80,23 @@ def both(stream: DataStream, output: str) -> None:
     doubled.write_parquet(f"{output}/rows", name="rows", roll_rows=500)
 
 
-PIPELINES: Mapping[str, Callable[[DataStream, str], None]] = {"tumbling": tumbling, "sliding": sliding, "both": both}
+def joins(stream: DataStream, output: str) -> None:
+    """Two parts of one stream, joined in every way that keeps state."""
+    left = stream.filter(col("j") == lit(0)).select("t", "k", "v")
+    right = stream.filter(col("j") == lit(1)).select(col("t").alias("u"), "k", col("v").alias("w"))
+    near = left.interval_join(right, "k", "full", before=300, after=100, name="near")
+    near.write_parquet(f"{output}/near", roll_rows=500)
+    left.interval_join(right, "k", "semi", before=100, after=100, name="some").write_parquet(f"{output}/some")
+    left.window_join(right, 1_000, 500, on="k", how="left", name="same").write_parquet(f"{output}/same", ["k"])
+    left.asof_join(right, "k", "left", name="latest").write_parquet(f"{output}/latest", roll_seconds=0.2)
+
+
+PIPELINES: Mapping[str, Callable[[DataStream, str], None]] = {
+    "tumbling": tumbling,
+    "sliding": sliding,
+    "both": both,
+    "joins": joins,
+}
 
 
 class PacedSource(ParquetSource):

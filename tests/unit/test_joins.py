@@ -17,6 +17,7 @@ from datafusion import col, functions, lit, udf
 from operators import DataStream, SchemaError, StreamContext, UserFunctionError
 from operators.sinks import MemorySink
 from operators.stateful import interval_join
+from operators.stateful.join_state import MatchFlags
 from statebackend import MemoryStateBackend, MemoryStateSpace
 from tests.support.restarts import survive
 from tests.support.streams import as_multiset, cut
@@ -525,6 +526,9 @@ def test_what_cannot_be_joined_is_refused_when_the_stream_is_built() -> None:
         left.join(s["right"], "k", "semi", filter=col("j") == lit(1))
     with pytest.raises(SchemaError, match="can only equal the event time"):
         left.with_column("t2", col("t")).interval_join(right, left_on="t2", right_on="u", before=1, after=1)
+    micros = read(context, {"micros": rows(1, 9, "w", kind=pa.timestamp("us", "UTC")).drop("j")})["micros"]
+    with pytest.raises(SchemaError, match=r"'t' of the left is timestamp\[ms.*cast"):
+        left.join(micros, ["t", "k"])
     with pytest.raises(ValueError, match="different contexts"):
         left.join(read(StreamContext(), tables)["right"], "k")
     updating = right.window(["k"], [functions.count(lit(1)).alias("n")], 10, allowed_lateness=1)
@@ -538,6 +542,50 @@ def test_what_cannot_be_joined_is_refused_when_the_stream_is_built() -> None:
         left.with_column_renamed("v", "__hash").join(right, "k")
     with pytest.raises(ValueError, match="call it right on the result of a join"):
         left.late_rows_of("left")
+
+
+def stored_rows(build: Callable[[DataStream, DataStream], DataStream]) -> dict[str, int]:
+    """How many rows every table holds while a long stream goes by, at most; looked at before each checkpoint."""
+    table = at(range(0, 20_000, 2), k=[i % 7 for i in range(10_000)], v=list(range(10_000)))
+    backend = MemoryStateBackend()
+    context = StreamContext(state=backend, checkpoint_interval=None, hook=lambda name: look(name))
+    most: dict[str, int] = {}
+
+    def look(step: str) -> None:
+        if step == "prepared":
+            for name, stored in backend._tables.items():
+                most[name] = max(most.get(name, 0), stored.memtable.rows)
+
+    def reader(start: int) -> Any:
+        for batch in table.to_batches(max_chunksize=100)[start:]:
+            job.checkpoint()
+            yield batch
+
+    left = context.from_batches(reader, table.schema, event_time="t", name="left")
+    right = left.select(col("t").alias("u"), "k", col("v").alias("w"))
+    build(left, right).sink(MemorySink())
+    job = context.job()
+    job.run()
+    backend.close()
+    return most
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_what_a_join_stores_is_bounded_by_event_time(how: str) -> None:
+    near = stored_rows(lambda a, b: a.interval_join(b, "k", how, before=200, after=200, name="x"))
+    assert near
+    assert max(near.values()) < 1000
+    same = stored_rows(lambda a, b: a.window_join(b, 400, 100, on="k", how=how, name="x"))
+    assert max(same.values()) < 1000
+
+
+def test_the_numbers_of_rows_that_met_a_partner_are_forgotten_with_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[MatchFlags] = []
+    number = MatchFlags.number
+    monkeypatch.setattr(MatchFlags, "number", lambda self, times: seen.append(self) or number(self, times))
+    stored_rows(lambda a, b: a.interval_join(b, "k", "left", before=200, after=200, name="x"))
+    assert seen[0]._next == 10_000
+    assert len(seen[0]._met) < 4096
 
 
 @pytest.mark.parametrize("how", ["inner", "full"])
