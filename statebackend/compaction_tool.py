@@ -150,7 +150,7 @@ class ToolCompaction:
         except CompactorSupersededError as error:
             logger.info("%s: ends, %s", tools.url, error)
             superseded, done = True, True
-        except BaseException:
+        except Exception:
             await self._release(committer, claim.epoch)
             raise
         if not superseded:

@@ -136,8 +136,7 @@ class ManifestStore:
         newest = known
         while (following := await self.read(newest.number + 1)) is not None:
             newest = following
-        if newest is known:
-            return known
+        # Also when nothing was found: the numbers after a manifest that was collected may be gone as well.
         still = await self.read(known.number)
         if still is not None and still.attempt_id == known.attempt_id:
             return newest

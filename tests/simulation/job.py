@@ -2,8 +2,9 @@
 
 Event i is a pure function of i, so every process that restores position p goes on alike, and the state
 at p is known: `expected` computes it with dictionaries. One event moves money between accounts (through
-lookups), sets or deletes a key, appends and overwrites timed rows, counts itself, and now and then
-expires the old. All tables and the position of the source are cut together.
+lookups) and adds the amount to the totals of both (as partial states), sets or deletes a key, appends and
+overwrites timed rows, counts itself, and now and then expires the old. All tables and the position of the
+source are cut together.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from functools import cache
 from typing import Any
 
 import pyarrow as pa
+from datafusion import col
+from datafusion import functions as f
 
-from statebackend import JobState, StateStore, TableKind, TableOrder, TableSpec
+from statebackend import Aggregation, JobState, StateMerger, StateStore, TableKind, TableOrder, TableSpec
 
-__all__ = ["ACCOUNTS", "STOCK", "apply_event", "contents", "differences", "expected", "job_state"]
+__all__ = ["ACCOUNTS", "STOCK", "apply_event", "contents", "differences", "expected", "job_state", "the_merger"]
 
 ACCOUNTS = 6
 STOCK = 100
@@ -56,7 +59,18 @@ LEASES = _spec(
     ("key",),
     ttl_field="until",
 )
-TABLES = (BALANCES, COUNTER, KEYS, LEASES, LOG, SEEN)
+_MOVED = pa.schema([("account", pa.int64()), ("amount", pa.int64())])
+_TOTALS = Aggregation.compile(
+    _MOVED, [col("account")], [f.count(col("amount")).alias("moves"), f.sum(col("amount")).alias("moved")]
+)
+TOTALS = TableSpec(
+    name="totals",
+    schema=_TOTALS.merger.state_schema,
+    key=("account",),
+    kind=TableKind.AGGREGATE,
+    aggregation=_TOTALS.declaration,
+)
+TABLES = (BALANCES, COUNTER, KEYS, LEASES, LOG, SEEN, TOTALS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +121,7 @@ class State:
     log: list[tuple[int, str]] = field(default_factory=list)
     seen: dict[tuple[int, int], int] = field(default_factory=dict)
     leases: dict[int, tuple[int, int]] = field(default_factory=dict)
+    totals: dict[int, tuple[int, int]] = field(default_factory=dict)
     watermark: int = -1000
 
     def after(self, e: Event) -> State:
@@ -118,6 +133,10 @@ class State:
             log=list(self.log),
             seen=dict(self.seen),
         )
+        new.totals = dict(self.totals)
+        for account in (e.source, e.target):
+            moves, moved = self.totals.get(account, (0, 0))
+            new.totals[account] = (moves + 1, moved + e.amount)
         new.leases = self.leases | {key: (until, e.at) for key, until in e.leases}
         new.balances[e.source] -= e.amount
         new.balances[e.target] += e.amount
@@ -146,6 +165,7 @@ class State:
             "leases": sorted((key, *lease) for key, lease in self.leases.items()),
             "log": sorted(self.log),
             "seen": sorted((*row, value) for row, value in self.seen.items()),
+            "totals": sorted((account, *total) for account, total in self.totals.items()),
         }
 
 
@@ -166,6 +186,9 @@ def apply_event(store: StateStore, at: int) -> None:
     before, after = balances.lookup(pair).batch.column("balance").to_pylist()
     balances.write(_rows(BALANCES, [(e.source, before - e.amount), (e.target, after + e.amount)]))
     store.table(COUNTER).write(_rows(COUNTER, [("events", at + 1)]))
+    moved = pa.record_batch([[e.source, e.target], [e.amount, e.amount]], schema=_MOVED)
+    for states in _TOTALS.partial([moved]):
+        store.table(TOTALS).write(states)
     keys, log, seen = store.table(KEYS), store.table(LOG), store.table(SEEN)
     if e.puts:
         keys.write(_rows(KEYS, [(k, at, "small") for k in e.puts]))
@@ -181,6 +204,12 @@ def apply_event(store: StateStore, at: int) -> None:
         leases.expire(e.expires)
         log.expire(e.expires)
         seen.expire(e.expires)
+
+
+def the_merger(declaration: Any, udafs: Any = None) -> StateMerger:
+    """In place of `StateMerger.from_declaration`, which takes its time for every table that is opened."""
+    assert declaration == TOTALS.aggregation
+    return _TOTALS.merger
 
 
 def contents(store: StateStore) -> dict[str, list[tuple[Any, ...]]]:

@@ -20,7 +20,7 @@ import random
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
@@ -41,10 +41,14 @@ from statebackend import (
     verification,
 )
 from statebackend import inspect as store_inspect
+from statebackend.compaction_tool import CompactionSummary, ToolCompaction
 from statebackend.garbage_collector import GarbageCollector
+from statebackend.keys import Hasher
 from statebackend.manifest_store import ManifestStore
+from statebackend.merge import TableLayout
 from statebackend.objectstore_wrappers import RetryingObjectStore
-from tests.simulation.job import apply_event, contents, differences, job_state
+from statebackend.toolbox import open_toolbox
+from tests.simulation.job import apply_event, contents, differences, job_state, the_merger
 from tests.simulation.runtime import SimulatedClock, SimulatedRuntime, wait_for_all
 from tests.simulation.scheduler import Process, Program, Scheduler, SimulationOver, current_process
 from tests.simulation.storage import Faults, SharedObjects, SimulatedObjectStore
@@ -82,6 +86,11 @@ class Profile:
                 memory_bytes=rng.choice([600, 3000, 1 << 20]),
                 l0_files_max=rng.choice([1, 2, 3]),
                 compaction_rows=rng.choice([4, 1000]),
+                compaction=rng.choice(["embedded", "embedded", "none"]),
+                compaction_takeover_s=rng.choice([0.1, 1.0, 20.0]),
+                runs_max=rng.choice([1, 3]),
+                file_bytes_max=rng.choice([3000, 1 << 20]),
+                cpu_threads=rng.choice([1, 3]),
                 commit_timeout_s=rng.choice([0.2, 2.0]),
                 request_timeout_s=3.0,
                 retained_checkpoints=rng.choice([1, 2, 4]),
@@ -92,6 +101,13 @@ class Profile:
             crash_chance=0.0 if calm else rng.choice([0.0, 0.002, 0.01]),
             timer_chance=rng.choice([0.02, 0.1]),
         )
+
+    @classmethod
+    def of_compactors(cls, rng: random.Random) -> Profile:
+        """Writers that live long enough to lose the claim to compactors elsewhere, and to take it over again."""
+        drawn = cls.drawn(rng)
+        settings = replace(drawn.settings, compaction="embedded", l0_files_max=1)
+        return replace(drawn, settings=settings, openings=rng.choice([1, 1, 2]), events_max=40, timer_chance=0.1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +142,14 @@ class _Simulation:
         self._counts = dict.fromkeys(
             ("acknowledged", "openings", "fenced", "unknown", "compactions", "recovered", "reads"), 0
         )
+        self._counts |= dict.fromkeys(("compactions elsewhere", "superseded", "taken over"), 0)
 
     def run(self) -> Result:
         scheduler = self._scheduler
         with ExitStack() as stack:
             stack.enter_context(mock.patch("statebackend.store.IsolatedRuntime", self._make_runtime))
             stack.enter_context(mock.patch("statebackend.store.wait", wait_for_all))
+            stack.enter_context(mock.patch("statebackend.merge.StateMerger.from_declaration", the_merger))
             stack.enter_context(mock.patch("statebackend.toolbox.IsolatedRuntime", self._make_runtime))
             stack.enter_context(mock.patch("statebackend.toolbox.open_object_store", self._open_objects))
             stack.enter_context(mock.patch("statebackend.toolbox.SystemClock", return_value=self._clock))
@@ -140,9 +158,15 @@ class _Simulation:
                 for number in range(self._profile.openings):
                     delay = 0 if number == 0 else self._rng.randrange(1200)
                     scheduler.at(None, "start", self._starter(f"writer{number + 1}", self._writer), delay)
-                others = {"reader": self._reader, "collector": self._collector, "operator": self._operator}
+                others = {
+                    "reader": self._reader,
+                    "collector": self._collector,
+                    "operator": self._operator,
+                }
                 for name, program in others.items():
                     scheduler.at(None, "start", self._starter(name, program), self._rng.randrange(300))
+                for name in ("compactor1", "compactor2"):
+                    scheduler.at(None, "start", self._starter(name, self._compactor), self._rng.randrange(1200))
                 scheduler.run_until(lambda: not scheduler.busy() and not scheduler.events)
                 self._heal()
                 scheduler.start("last", self._last_writer)
@@ -186,9 +210,12 @@ class _Simulation:
                     self._check_contents(process, store, at + 1)
             if rng.random() < 0.7:
                 yield lambda: all(f.done() for f in futures)
+            if rng.random() < 0.5:
+                yield lambda: not store._compactor.running  # perhaps it stands by, and takes over in the end
         except (StorageUnavailableError, FencedError, CorruptionError, ObjectMissingError) as error:
             self._judge(process, store, error)
         self._counts["compactions"] += store._compactor.progress.completed
+        self._counts["taken over"] += store._compactor.stats.claims
         store.close()
 
     def _reader(self, process: Process) -> Program:
@@ -223,6 +250,41 @@ class _Simulation:
             except StateStoreError as error:
                 self._scheduler.note(process, f"collection ends with {type(error).__name__}: {error}")
 
+    def _compactor(self, process: Process) -> Program:
+        """Claims the merges from outside, once or for a while, and is stopped, superseded or killed."""
+        rng = random.Random(self._rng.getrandbits(64))
+        for _ in range(rng.randrange(1, 4)):
+            yield None
+            self._opening = process
+            runtime = self._make_runtime("compactor")
+            follow = rng.random() < 0.5
+            work = ToolCompaction(
+                open_toolbox(runtime, "sim"), runtime, self._profile.settings, {},
+                follow=follow, everything=rng.random() < 0.3,
+            )  # fmt: skip
+            if rng.random() < 0.3:  # a Python function of the aggregation is not at hand there
+                work._layouts._build = lambda state: TableLayout.for_reading(state.spec, Hasher())  # type: ignore[method-assign]
+            running = runtime.submit(work.run)
+            for _ in range(rng.randrange(400)):
+                yield None
+            if follow and rng.random() < 0.2:
+                self._scheduler.crash(process)
+            if follow or rng.random() < 0.2:
+                runtime.submit(work.stop)
+            yield running.done
+            self._merged(process, running)
+
+    def _merged(self, process: Process, running: Future[CompactionSummary]) -> None:
+        error = running.exception()
+        self._scheduler.note(process, f"ends compacting: {error!r}" if error else f"ends with {running.result()}")
+        if error is None:
+            self._counts["compactions elsewhere"] += running.result().stats.runs
+            self._counts["superseded"] += running.result().superseded
+        elif not isinstance(
+            error, StorageUnavailableError | CommitUnknownError | CheckpointNotFoundError | ObjectMissingError
+        ):
+            self._scheduler.fail(f"{process.name} gets {error!r}")
+
     def _operator(self, process: Process) -> Program:
         """Makes and drops savepoints and rolls back, beside whatever is running."""
         rng = random.Random(self._rng.getrandbits(64))
@@ -253,7 +315,7 @@ class _Simulation:
     def _last_writer(self, process: Process) -> Program:
         """Faults have stopped: everything works, and what has piled up is cleared away."""
         rng = random.Random(self._seed)
-        store = self._open(process, rng)
+        store = self._open(process, rng, replace(self._profile.settings, compaction="embedded"))
         if store is None:
             self._scheduler.fail("no writer can open the store although faults have stopped")
             return
@@ -271,6 +333,7 @@ class _Simulation:
         store._runtime.call(store._collector.run(store.manifest))
         self._check_bounds(store)
         self._counts["compactions"] += store._compactor.progress.completed
+        self._counts["taken over"] += store._compactor.stats.claims
         store.close()
         self._opening = process
         if (verdict := verification.verify("sim")).problems:
@@ -282,7 +345,7 @@ class _Simulation:
 
     # --- steps of programs ---
 
-    def _open(self, process: Process, rng: random.Random) -> StateStore | None:
+    def _open(self, process: Process, rng: random.Random, settings: StoreSettings | None = None) -> StateStore | None:
         acked, seen = self._acked, len(self._shared.history)
         timeline = self._shared.timeline
         self._opening = process
@@ -290,7 +353,7 @@ class _Simulation:
         try:
             store = StateStore.open(
                 "sim",
-                self._profile.settings,
+                settings or self._profile.settings,
                 objects=objects,
                 clock=self._clock,
                 rng=random.Random(rng.getrandbits(64)),

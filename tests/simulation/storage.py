@@ -108,7 +108,7 @@ class SharedObjects:
 
     def _needed(self, name: str) -> str | None:
         newest = self.history[-1]
-        kept = {newest.number, newest.number - 1, *(r.manifest_number for r in newest.retained)}
+        kept = {newest.number, newest.number - 1, *(r.manifest_number for r in newest.retained), *newest.writer_reads}
         for number in sorted(kept, reverse=True):
             if number and name in self.history[number - 1].files:
                 return f"manifest {number}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -22,7 +23,7 @@ from statebackend.schema_history import SchemaHistory
 from statebackend.sstable import SSTableMeta
 from statebackend.store import StateStore
 from tests.simulation.job import SEEN
-from tests.simulation.simulate import simulate
+from tests.simulation.simulate import Profile, simulate
 
 Bug = Callable[[], Any]
 
@@ -190,6 +191,88 @@ BUGS: dict[str, tuple[Bug, str, range]] = {
     "an early flush is below the low mark": (early_flush_below_the_low_mark, "missing", range(200)),
     "an early flush leaves older rows in memory": (early_flush_leaves_older_rows_in_memory, "extra", range(200)),
 }
+
+
+def compactor_without_the_epoch_check() -> Any:
+    return mock.patch.object(manifest, "_check_claim")
+
+
+def claim_never_taken_over_again() -> Any:
+    async def waits_for_ever(self: Any, over: Any) -> None:
+        await self._clock.sleep(1.0)
+
+    return mock.patch.object(compactor.Compactor, "_claim", waits_for_ever)
+
+
+def one_low_mark_for_all_lanes() -> Any:
+    return mock.patch.object(manifest.CompactionCommit, "apply", _marks_every_lane(manifest.CompactionCommit.apply))
+
+
+def _marks_every_lane(apply: Any) -> Any:
+    def marks(self: Any, onto: Any) -> Any:
+        after = apply(self, onto)
+        lanes = {f"c{self.epoch}-{lane}-0": 1 << 30 for lane in range(compactor.LANES)}
+        return replace(after, low_marks={**after.low_marks, **lanes})
+
+    return marks
+
+
+def collector_ignores_what_the_writer_reads() -> Any:
+    kept = garbage_collector.kept_manifests
+
+    async def fewer(objects: Any, manifests: Any, latest: Any) -> Any:
+        return await kept(objects, manifests, replace(latest, writer_reads=()))
+
+    return mock.patch.object(garbage_collector, "kept_manifests", fewer)
+
+
+def beside_compactors(seed: int) -> Profile:
+    return Profile.of_compactors(random.Random(seed))
+
+
+def with_stalls(seed: int) -> Profile:
+    """Many requests stall, and what is garbage goes at once."""
+    profile = beside_compactors(seed)
+    return replace(
+        profile, faults=replace(profile.faults, stall=0.15), settings=replace(profile.settings, gc_interval_s=0.1)
+    )
+
+
+COMPACTION_BUGS: dict[str, tuple[Bug, str, Callable[[int], Profile], range]] = {
+    "a compactor commits under an epoch that was superseded": (
+        compactor_without_the_epoch_check,
+        "sst/c",  # named and gone, or gone while it is named
+        with_stalls,
+        range(10, 110),
+    ),
+    "a claim is never taken over again": (claim_never_taken_over_again, "never ends", beside_compactors, range(13, 53)),
+    "a merge decides for the files of another one": (
+        one_low_mark_for_all_lanes,
+        "do not exist",
+        beside_compactors,
+        range(25, 125),
+    ),
+    "the collector takes what the writer may read": (
+        collector_ignores_what_the_writer_reads,
+        "was deleted, but manifest",
+        beside_compactors,
+        range(10, 110),
+    ),
+}
+
+
+@pytest.mark.parametrize(("bug", "problem", "profile", "seeds"), COMPACTION_BUGS.values(), ids=COMPACTION_BUGS.keys())
+def test_the_simulator_finds_a_planted_bug_of_compactors(
+    bug: Bug, problem: str, profile: Callable[[int], Profile], seeds: range
+) -> None:
+    found: list[str] = []
+    for seed in seeds:
+        with bug():
+            if (violated := simulate(seed, profile(seed)).problem) is not None:
+                found.append(violated)
+                if problem in violated:
+                    return
+    pytest.fail(f"not found in {len(seeds)} schedules; others were: {found}")
 
 
 @pytest.mark.parametrize(("bug", "problem", "seeds"), BUGS.values(), ids=BUGS.keys())

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 
 import pytest
 
-from tests.simulation.simulate import simulate
+from tests.simulation.simulate import Profile, simulate
 
 SEEDS = 200
 CHUNK = 20
@@ -17,6 +18,13 @@ def test_every_property_holds_in_every_schedule(first: int) -> None:
     for seed in range(first, first + CHUNK):
         result = simulate(seed)
         assert result.problem is None, f"replay: python -m tests.simulation --seed {seed}\n{_tail(result.trace)}"
+
+
+@pytest.mark.parametrize("first", range(0, 40, CHUNK))
+def test_every_property_holds_beside_compactors_that_come_and_go(first: int) -> None:
+    for seed in range(first, first + CHUNK):
+        result = simulate(seed, Profile.of_compactors(random.Random(seed)))
+        assert result.problem is None, f"seed {seed}: {result.problem}\n{_tail(result.trace)}"
 
 
 def test_the_same_seed_gives_the_same_schedule_and_the_same_bytes() -> None:
