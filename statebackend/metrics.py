@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from statebackend.compactor import CompactionStats
 from statebackend.histogram import BOUNDS_S, Histogram
 from statebackend.objectstore_counting import OperationCount
 
@@ -180,6 +181,7 @@ class StoreMetrics:
     write_stalls: int
     write_stall_s: float
     objects_collected: int
+    compaction: CompactionStats
 
     def task(self, name: str) -> BackgroundStatus:
         """The status of one background task. Raises ``KeyError``."""
@@ -204,6 +206,7 @@ class StoreMetrics:
         found = [
             *_of_store(self),
             *_of_tasks(self),
+            *_of_compaction(self.compaction),
             *table_samples(self.tables),
             *_of_caches(self),
             *_of_requests(self),
@@ -337,6 +340,20 @@ def _of_tasks(m: StoreMetrics) -> Iterator[Sample]:
         yield from _counter("task_failures_total", t.failures, "Runs that failed.", task=t.task)
         ended_s = None if t.last_run_ms is None else t.last_run_ms / 1000
         yield from gauge("task_last_run_seconds", ended_s, "When the latest run ended.", "seconds", task=t.task)
+
+
+def _of_compaction(c: CompactionStats) -> Iterator[Sample]:
+    """What this process merged; a compactor elsewhere counts for itself."""
+    yield from _counter("compaction_read_bytes_total", c.bytes_in, "Bytes of merged files.", "bytes")
+    yield from _counter("compaction_written_bytes_total", c.bytes_out, "Bytes of files made by merges.", "bytes")
+    yield from _counter("compaction_rows_total", c.rows_in, "Rows of merged files.")
+    yield from _counter("compaction_rows_dropped_total", c.rows_dropped, "Superseded, expired, deleted, reduced rows.")
+    yield from _counter("compaction_seconds_total", c.seconds, "Time of merges, from plan to commit.", "seconds")
+    yield from _counter("compaction_abandoned_total", c.abandoned, "Merges that another commit overtook.")
+    yield from _counter("compaction_superseded_total", c.superseded, "Times that another compactor took the claim.")
+    yield from _counter("compaction_claims_total", c.claims, "Times that this process took the claim over.")
+    yield from gauge("compaction_backlog_bytes", c.backlog.nbytes, "Bytes of flushed files due to be merged.", "bytes")
+    yield from gauge("compaction_backlog_tables", c.backlog.tables, "Tables with merges due.")
 
 
 def table_samples(tables: Sequence[TableMetrics]) -> Iterator[Sample]:

@@ -111,6 +111,7 @@ class StoreObserver:
             write_stalls=self.write_stalls,
             write_stall_s=self.write_stall_s,
             objects_collected=self.collector.deleted,
+            compaction=self.compactor.stats,
         )
 
     def _tasks(self, tables: tuple[TableMetrics, ...], opened: Mapping[str, LsmTable]) -> Iterator[BackgroundStatus]:
