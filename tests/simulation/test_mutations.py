@@ -116,8 +116,10 @@ def merge_by_the_live_watermark() -> Any:
     run = compactor.Compactor._run
 
     async def runs(self: Any, plan: Any, lane: Any, epoch: int) -> None:
-        store: StateStore = self._layout_of.__self__
-        await run(self, replace(plan, watermark=store._tables[plan.table].watermark), lane, epoch)
+        store = self._layout_of.__self__
+        if isinstance(store, StateStore) and plan.table in store._tables:
+            plan = replace(plan, watermark=store._tables[plan.table].watermark)
+        await run(self, plan, lane, epoch)
 
     return mock.patch.object(compactor.Compactor, "_run", runs)
 
