@@ -181,7 +181,6 @@ BUGS: dict[str, tuple[Bug, str, range]] = {
         "table log",
         range(200),
     ),
-    "a tombstone is dropped too early": (tombstone_dropped_too_early, "table", range(50)),
     "a merge brings expired rows back": (expired_row_resurrected_by_a_merge, "extra", range(50)),
     "a merge brings a row back that an expired one hid": (
         expired_row_dropped_with_an_older_one_below,
@@ -247,6 +246,7 @@ COMPACTION_BUGS: dict[str, tuple[Bug, str, Callable[[int], Profile], range]] = {
         with_stalls,
         range(10, 110),
     ),
+    "a tombstone is dropped too early": (tombstone_dropped_too_early, "table", beside_compactors, range(50)),
     "a claim is never taken over again": (claim_never_taken_over_again, "never ends", beside_compactors, range(13, 53)),
     "a merge decides for the files of another one": (
         one_low_mark_for_all_lanes,
