@@ -91,11 +91,27 @@ def joins(stream: DataStream, output: str) -> None:
     left.asof_join(right, "k", "left", name="latest").write_parquet(f"{output}/latest", roll_seconds=0.2)
 
 
+def keyed(stream: DataStream, output: str) -> None:
+    """A changelog, the final rows of an aggregation over it, and rows that are final when the watermark passes."""
+    latest = stream.deduplicate(["k", "s"], keep="last", order_by=["v", "x"], name="latest")
+    latest.write_parquet(f"{output}/latest", roll_seconds=0.2)
+    counts = latest.filter(col("v") > lit(0)).aggregate(
+        "k", [f.count(lit(1)).alias("n"), f.sum(col("v")).alias("total")], emit_every=5_000, name="counts"
+    )
+    counts.final_rows(name="final").write_parquet(f"{output}/final")
+    stream.deduplicate(["j", "s"], order_by=["v", "x"], emit="final", name="first").write_parquet(
+        f"{output}/first", roll_rows=20
+    )
+    order = [col("v").sort(ascending=False), col("x").sort()]
+    stream.top_n(2, "s", order, window=3_000, with_rank="place", name="top").write_parquet(f"{output}/top")
+
+
 PIPELINES: Mapping[str, Callable[[DataStream, str], None]] = {
     "tumbling": tumbling,
     "sliding": sliding,
     "both": both,
     "joins": joins,
+    "keyed": keyed,
 }
 
 

@@ -59,7 +59,9 @@ def run_and_kill(pipeline: str, seed: int, directory: Path, kills: int) -> tuple
     return done, replayed
 
 
-@pytest.mark.parametrize(("pipeline", "seed"), [("tumbling", 1), ("sliding", 2), ("both", 3), ("joins", 4)])
+@pytest.mark.parametrize(
+    ("pipeline", "seed"), [("tumbling", 1), ("sliding", 2), ("both", 3), ("joins", 4), ("keyed", 5)]
+)
 def test_a_job_killed_at_random_moments_gives_the_output_of_one_that_was_not(
     tmp_path: Path, pipeline: str, seed: int
 ) -> None:
