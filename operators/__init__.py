@@ -7,7 +7,7 @@ General layout, from the ground up (each module imports only from those above it
     windows  watermark            pure event-time logic
     changelog                     streams that correct themselves
     engine                        stateless verbs as one prepared plan
-    rows  pairs                   vectorised helpers
+    rows  ordering  pairs         vectorised helpers
     runtime                       what an operator is, batch by batch
     graph                         what the user built
     flow  functions               operators that direct rows, and that call functions of the user

@@ -13,6 +13,7 @@ from typing import Any
 import msgpack
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from datafusion import Accumulator, AggregateUDF, Expr, SessionConfig, SessionContext, col, lit, udaf, udf
 from datafusion import functions as f
@@ -551,3 +552,75 @@ def test_a_python_function_is_tried_without_nulls_whatever_the_type_of_its_argum
     Aggregation.compile(schema, [col("k")], [longest(col("s")).alias("l")], udafs=[longest])
     assert seen
     assert None not in seen
+
+
+# -- rows that are taken back
+
+
+RETRACTED = pa.schema([("k", pa.string()), ("v", pa.int64()), ("x", pa.float64()), ("d", pa.decimal128(9, 2))])
+
+
+def retractable() -> Aggregation:
+    aggregates = [
+        f.count(lit(1)).alias("n"),
+        f.count(col("v")).alias("some"),
+        f.sum(col("v")).alias("total"),
+        f.sum(col("v"), filter=col("x") > lit(0.0)).alias("positive"),
+        f.avg(col("v")).alias("mean"),
+        f.sum(col("d")).alias("money"),
+    ]
+    return Aggregation.compile(RETRACTED, [col("k")], aggregates, retractable=True)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_states_of_rows_that_are_taken_back_leave_those_of_the_others(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    count = 300
+    values = pa.array(rng.integers(-50, 50, count), mask=rng.random(count) < 0.4)
+    money = pa.array([Decimal(int(i)) / 4 for i in rng.integers(-9, 9, count)], pa.decimal128(9, 2))
+    keys = pa.array([[None, "a", "b", "c"][i] for i in rng.integers(0, 4, count)])
+    rows = pa.record_batch([keys, values, pa.array(rng.normal(size=count)), money], schema=RETRACTED)
+    # All of group "c" goes, and of the others most.
+    gone = pa.array((rng.random(count) < 0.9) | np.asarray(pc.fill_null(pc.equal(keys, "c"), False)))
+    aggregation = retractable()
+    states = [*aggregation.partial([rows.slice(0, 100), rows.slice(100)]), *aggregation.retract([rows.filter(gone)])]
+    found = pa.Table.from_batches(aggregation.merger.final(aggregation.merger.reduce(states)))
+    left = pa.Table.from_batches(aggregation.merger.final(aggregation.partial([rows.filter(pc.invert(gone))])))
+    empty = found.filter(pc.equal(found["n"], 0))
+    assert empty.to_pylist() == [
+        {"k": "c", "n": 0, "some": 0, "total": None, "positive": None, "mean": None, "money": None}
+    ]
+    by_key = [("k", "ascending")]
+    assert found.filter(pc.greater(found["n"], 0)).sort_by(by_key).equals(left.sort_by(by_key))
+
+
+@pytest.mark.parametrize(
+    ("aggregate", "reason"),
+    [
+        (f.max(col("v")), "count, sum"),
+        (f.count(col("v"), distinct=True), "without DISTINCT"),
+        (f.avg(col("d")), "floats or integers"),
+        (f.sum(col("v").cast(pa.uint64())), "signed"),
+    ],
+)
+def test_what_cannot_take_rows_back_is_refused(aggregate: Expr, reason: str) -> None:
+    with pytest.raises(UnsupportedAggregateError, match=reason):
+        Aggregation.compile(RETRACTED, [col("k")], [aggregate], retractable=True)
+
+
+def test_a_retractable_aggregation_is_rebuilt_from_its_declaration() -> None:
+    aggregation = retractable()
+    rebuilt = StateMerger.from_declaration(aggregation.declaration)
+    assert rebuilt.fingerprint == aggregation.merger.fingerprint
+    row = pa.record_batch([["a"], [None], [1.0], [None]], schema=RETRACTED)
+    assert rebuilt.final(aggregation.partial([row]))[0]["total"].to_pylist() == [None]
+
+
+def test_the_same_aggregates_under_other_keys_merge_the_same_states() -> None:
+    aggregation = retractable()
+    row = pa.record_batch([["a"], [5], [1.0], [None]], schema=RETRACTED)
+    (states,) = aggregation.partial([row, row])
+    numbered = aggregation.merger.regrouped(pa.schema([("number", pa.int64())]))
+    renamed = pa.RecordBatch.from_arrays([pa.array([7]), *states.columns[1:]], schema=numbered.state_schema)
+    (found,) = numbered.final([renamed, renamed])
+    assert found.select(["number", "n", "total"]).to_pylist() == [{"number": 7, "n": 4, "total": 20}]
