@@ -36,7 +36,8 @@ _STATELESS = {"Projection", "Filter", "TableScan", "SubqueryAlias"}
 class Step:
     """One stateless verb over rows of ``input_schema``.
 
-    ``label`` is the verb as the user wrote it; ``columns`` is set if it only picks columns.
+    ``label`` is the verb as the user wrote it; ``columns`` is set if it only picks columns. ``mask``: a filter of a
+    changelog, whose ``apply`` gives one boolean column, which rows to keep, instead of the rows.
     """
 
     label: str
@@ -44,6 +45,7 @@ class Step:
     schema: pa.Schema
     apply: Callable[[DataFrame], DataFrame]
     columns: Columns | None = None
+    mask: bool = False
 
 
 def plan_step(

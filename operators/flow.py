@@ -66,7 +66,7 @@ class SplitNode:
     """Sends each row to the first branch whose predicate holds, or to the last output, the rest.
 
     ``predicates`` computes one boolean column per branch. Of a ``changelog`` each branch is one too: a row that an
-    update leads from one branch to another is deleted here and inserted there. ``title``: for `explain`.
+    update leads from one branch to another is deleted here and inserted there.
     """
 
     operator_id: str
@@ -75,7 +75,6 @@ class SplitNode:
     predicates: Step
     texts: tuple[str, ...]
     changelog: bool = False
-    title: str | None = None
     state: tuple[StateNote, ...] = ()
 
     @property
@@ -91,8 +90,6 @@ class SplitNode:
     @property
     def label(self) -> str:
         """For `explain`."""
-        if self.title is not None:
-            return self.title
         return f"split {self.operator_id} into {', '.join(self.branches)} and the rest"
 
     def describe(self) -> Mapping[str, Any]:

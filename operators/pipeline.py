@@ -12,14 +12,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from operators.changelog import settle
 from operators.engine import StatelessPlan, Step
 from operators.graph import Node, SinkNode, SourceNode, StepNode, upstream_id
 from operators.runtime import BaseOperator, BuildContext, Cursor, Edge, Inputs, Operator, Output, user_error
 from operators.sinks.base import Sink
 from operators.source_driver import SourceDriver
+from statebackend import PreparedPlan
 
-__all__ = ["Pipeline", "SinkOperator", "StatelessOperator", "build_pipeline"]
+__all__ = ["ChangelogFilter", "Pipeline", "SinkOperator", "StatelessOperator", "build_pipeline"]
 
 
 class StatelessOperator(BaseOperator):
@@ -38,6 +41,25 @@ class StatelessOperator(BaseOperator):
             raise user_error(self.operator_id, self._cursor, error) from error
         for result in results:
             self.output.emit(result)
+
+
+class ChangelogFilter(BaseOperator):
+    """Keeps rows of a changelog so that what is left is one too; see `settle`."""
+
+    def __init__(self, operator_id: str, step: Step, cursor: Cursor) -> None:
+        super().__init__(operator_id)
+        self._mask = PreparedPlan(step.input_schema, lambda _, frame: step.apply(frame))
+        self._cursor = cursor
+
+    def process(self, batch: pa.RecordBatch, _index: int = 0, /) -> None:
+        """Evaluate the predicate; raises `UserFunctionError` when that fails."""
+        try:
+            masks = [result.column(0) for result in self._mask.run([batch])]
+        except Exception as error:
+            raise user_error(self.operator_id, self._cursor, error) from error
+        keep = pc.fill_null(pa.chunked_array(masks, pa.bool_()), False).to_numpy()
+        if keep.any():
+            self.output.emit(settle(batch, keep))
 
 
 class SinkOperator(BaseOperator):
@@ -128,10 +150,10 @@ class _Builder:
         return self._pipeline
 
     def _is_fused(self, node: StepNode) -> bool:
-        """Whether the one consumer is a step too, which then runs this one."""
-        if self._consumers[id(node), 0] != 1:
+        """Whether the one consumer is a step too, which then runs this one; filters of a changelog run alone."""
+        if self._consumers[id(node), 0] != 1 or node.step.mask:
             return False
-        return any(isinstance(n, StepNode) and n.input.node is node for n in self._nodes)
+        return any(isinstance(n, StepNode) and n.input.node is node and not n.step.mask for n in self._nodes)
 
     def _add_steps(self, last: StepNode) -> None:
         chain, first = [last.step], last
@@ -142,7 +164,13 @@ class _Builder:
         self._step_ids[base] += 1
         count = self._step_ids[base]
         operator_id = base if count == 1 else f"{base}#{count}"
-        self._connect(last, first, StatelessOperator(operator_id, chain, self._context.cursor))
+        cursor = self._context.cursor
+        operator = (
+            ChangelogFilter(operator_id, last.step, cursor)
+            if last.step.mask
+            else StatelessOperator(operator_id, chain, cursor)
+        )
+        self._connect(last, first, operator)
 
     def _connect(self, node: Node, reader: Node, operator: Operator) -> None:
         """Feed the operator of ``node`` with the inputs of ``reader`` (the first of a fused chain)."""

@@ -12,9 +12,8 @@ import pyarrow as pa
 from datafusion import DataFrame, Expr
 
 from operators.changelog import OP, Updates
-from operators.engine import Columns, column_named, plain_column, plan_step
+from operators.engine import Columns, Step, column_named, plain_column, plan_step
 from operators.errors import SchemaError
-from operators.flow import SplitNode
 from operators.graph import Port, StepNode
 from operators.verbs.base import Column, StreamBase, expression_text
 
@@ -113,18 +112,9 @@ class StatelessVerbs(StreamBase):
         step = plan_step(label, self._schema, apply)
         if not pa.types.is_boolean(step.schema.field(0).type):
             raise SchemaError(f"{label}: non-boolean predicate of type {step.schema.field(0).type}")
-        node = SplitNode(
-            operator_id=self._claim(None, "filter", expression_text(predicates), keeps_state=False),
-            input=self._port,
-            branches=("",),
-            predicates=step,
-            texts=(label,),
-            changelog=True,
-            title=label,
-        )
-        return self._derive(
-            Port(node), self._schema, event_time=self._event_time, time_note=self._time_note, updates=updates
-        )
+        masked = Step(label=label, input_schema=self._schema, schema=self._schema, apply=apply, mask=True)
+        port = Port(StepNode(input=self._port, step=masked))
+        return self._derive(port, self._schema, event_time=self._event_time, time_note=self._time_note, updates=updates)
 
     def _pick(self, label: str, columns: Iterable[tuple[str, str]]) -> Self:
         pairs = tuple(columns)

@@ -134,6 +134,14 @@ def test_a_renamed_key_is_still_the_key() -> None:
     )
 
 
+def test_a_filter_of_a_changelog_changes_no_operator_id() -> None:
+    table = events(3, 20)
+    stream = latest(StreamContext().from_batches(cut(table, 1), table.schema, event_time="t"))
+    lines = stream.filter(col("v") > lit(0)).drop("x").filter("v > 1").final_rows().explain().splitlines()
+    assert lines[0] == "final_rows latest.final_rows: by (k, s)"
+    assert [line.strip() for line in lines[2:5]] == ["filter(v > 1)", "drop(x)", "filter(v > Int64(0))"]
+
+
 # -- the valid rows
 
 
