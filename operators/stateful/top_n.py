@@ -211,10 +211,9 @@ class ClosingTopN(BaseOperator):
         if not batch.num_rows:
             return
         kept, _ = self._cut(batch, at)
-        # In the order in which they came, which decides where all else is equal.
-        rows = np.sort(kept.order)
-        taken = batch.take(pa.array(rows))
-        self._table.write(pa.RecordBatch.from_arrays([*taken.columns, pa.array(at[rows])], schema=self._stored))
+        # Rows that agree in the whole order stay as they came.
+        taken = batch.take(pa.array(kept.order))
+        self._table.write(pa.RecordBatch.from_arrays([*taken.columns, pa.array(at[kept.order])], schema=self._stored))
 
     def on_watermark(self, watermark: int) -> None:
         """Emit the partitions that the watermark has passed."""
@@ -314,7 +313,8 @@ class TopN(BaseOperator):
             return
         codes = self._spec.codes(batch)
         kept, _ = self._spec.cut(self._spec.grouped(batch, codes), codes)
-        self._buffer.append(batch.take(pa.array(np.sort(kept.order))))
+        # Rows that agree in the whole order stay as they came.
+        self._buffer.append(batch.take(pa.array(kept.order)))
         self._buffered += len(kept.order)
         if self._buffered >= _BUFFER_ROWS:
             self.drain()

@@ -83,6 +83,26 @@ def test_one_row_per_key_is_kept(keep: str, emit: str, seed: int) -> None:
 
 @pytest.mark.parametrize("emit", ["changelog", "upserts", "final"])
 @pytest.mark.parametrize("keep", ["first", "last"])
+def test_rows_may_come_in_any_order_within_the_watermark(keep: str, emit: str) -> None:
+    shuffled = clicks(5).take(pa.array(np.random.default_rng(5).permutation(400)))
+    table = shuffled.set_column(4, "v", pa.array(np.arange(400, dtype=np.int32)))
+    batches = cut(table, 5, 30)
+    found = run_through(verb(keep, emit), batches, disorder_ms=1_000_000)
+    assert kept(found, emit) == reference(table, keep)
+
+
+@pytest.mark.parametrize("emit", ["changelog", "upserts", "final"])
+@pytest.mark.parametrize("keep", ["first", "last"])
+def test_rows_that_agree_in_the_whole_order_are_taken_as_they_came(keep: str, emit: str) -> None:
+    moment = pa.array([5, 5, 5]).cast(pa.timestamp("ms"))
+    table = pa.table({"t": moment, "k": ["a", "a", "a"], "v": [1, 2, 3]})
+    for rows in (1, 2, 3):
+        found = run_through(lambda s: s.deduplicate("k", keep=keep, emit=emit), table.to_batches(max_chunksize=rows))
+        assert found["v"].to_pylist()[-1] == (1 if keep == "first" else 3)
+
+
+@pytest.mark.parametrize("emit", ["changelog", "upserts", "final"])
+@pytest.mark.parametrize("keep", ["first", "last"])
 def test_a_crash_between_any_two_batches_changes_no_output(keep: str, emit: str) -> None:
     table = clicks(7, 250)
     batches = cut(table, 7, 20)
