@@ -26,7 +26,7 @@ class BroadcastVerbs(StreamBase):
         changelog or upserts with just this key are understood, deletions too. ``how``: ``"left"`` leaves the
         columns null where there is no configuration, ``"inner"`` leaves the row out. What holds is decided by
         the order in which rows come, not by event time; the event time of the result is that of the rows.
-        Null keys match nothing.
+        Null keys match nothing. This stream may be one of upserts with ``how="left"``, but no changelog.
 
         State: one row per configuration key. Raises `SchemaError` for wrong columns and types.
         """
@@ -37,6 +37,10 @@ class BroadcastVerbs(StreamBase):
         if not keys:
             raise ValueError(f"{verb}: give at least one key column, on=")
         self._require(verb, keys)
+        # What is taken back would meet another configuration than it met when it came.
+        self._refuse_changelog(verb)
+        if how == "inner":
+            self._require_tellable(verb)
         updates = configuration.updates
         if updates is not None and set(updates.key) != set(keys):
             raise SchemaError(f"{verb}: the configuration has one row per {list(updates.key)}, not per {list(keys)}")

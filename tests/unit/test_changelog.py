@@ -238,6 +238,8 @@ def upserts(stream: DataStream) -> DataStream:
         (lambda s: latest(s).assign_event_time("t"), "counted twice"),
         (lambda s: latest(s).with_processing_time(), "counted twice"),
         (lambda s: latest(s).filter(col("v")), "non-boolean"),
+        (lambda s: latest(s).join_broadcast(s.select("k", col("v").alias("w")), on="k"), "counted twice"),
+        (lambda s: upserts(s).join_broadcast(s.select("k", col("v").alias("w")), on="k", how="inner"), "for ever"),
         (lambda s: latest(s).union(latest(s)), "two operators|counted twice"),
         (lambda s: upserts(s).filter(col("n") > lit(1)), r"seem to be valid for ever.*final_rows\(\)"),
         (lambda s: upserts(s).split(a=col("n") > lit(1)), "seem to be valid for ever"),
