@@ -25,12 +25,14 @@ __all__ = [
     "pairs_of",
     "take_or_null",
     "take_rows",
+    "time_span",
 ]
 
 Bools = npt.NDArray[np.bool_]
 
 _CODES_MAX = 1 << 31
 _COMPOSITE_MAX = 1 << 62
+_INT64_END = 1 << 63
 
 
 def take_rows(batch: pa.RecordBatch, rows: Int64Array) -> pa.RecordBatch:
@@ -128,6 +130,13 @@ def _time_places(
     if high is not None:
         high = np.searchsorted(ranks, high, side="right")
     return places, len(ranks) + 2, low, high
+
+
+def time_span(low: Int64Array | None, high: Int64Array | None) -> tuple[int | None, int | None]:
+    """The times from the least of ``low`` up to, and without, the one after the greatest of ``high``."""
+    start = None if low is None else int(low.min())
+    end = None if high is None else int(high.max()) + 1
+    return start, None if end == _INT64_END else end
 
 
 def pairs_of(first: Int64Array, counts: Int64Array, at_once: int) -> Iterator[tuple[Int64Array, Int64Array]]:

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from operators.graph import Port, StateNote
-from operators.pairs import distinct_keys, key_codes, matching_ranges, take_or_null
+from operators.pairs import distinct_keys, key_codes, matching_ranges, take_or_null, time_span
 from operators.rows import combined, stable_order
 from operators.runtime import BaseOperator, BuildContext, Output
 from operators.stateful.join_parts import JoinHow, JoinOutput, JoinSide, TimeDistance
@@ -161,8 +161,7 @@ class AsofJoin(BaseOperator):
         rows = self._left.from_state(state)
         codes, keys = distinct_keys(self._left.keys_of(rows, self._right.key_columns))
         low, high = self._distance.partners(times, 0, self._left.per_ms, self._right.per_ms)
-        assert high is not None
-        found = self._versions.matches(keys, (None if low is None else int(low.min()), int(high.max()) + 1))
+        found = self._versions.matches(keys, time_span(low, high))
         versions = self._right.state_times(found.batch)
         first, counts = matching_ranges(codes, low, high, found.key_index.to_numpy(), versions)
         newest: Int64Array = np.where(counts > 0, first + counts - 1, -1)

@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 
 from operators.graph import Port, StateNote
-from operators.pairs import Bools, distinct_keys, matching_ranges, pairs_of, take_rows
+from operators.pairs import Bools, distinct_keys, matching_ranges, pairs_of, take_rows, time_span
 from operators.runtime import BaseOperator, BuildContext, Cursor, Output, user_error
 from operators.stateful.join_parts import JoinHow, JoinOutput, JoinSide, PairFilter, TimeDistance
 from operators.stateful.join_state import StoredSide
@@ -192,8 +192,7 @@ class IntervalJoin(BaseOperator):
         low = high = None
         if times is not None:
             low, high = self._distance.partners(times, mine.index, mine.side.per_ms, other.side.per_ms)
-        span = (None if low is None else int(low.min()), None if high is None else int(high.max()) + 1)
-        found = other.stored.table.matches(keys, span)
+        found = other.stored.table.matches(keys, time_span(low, high))
         if not found.batch.num_rows:
             return met
         found_times = other.side.state_times(found.batch) if times is not None else None

@@ -330,6 +330,46 @@ def test_event_times_of_different_units_are_compared_exactly(how: str, one: pa.D
     same(in_order(found, how), query(tables, interval_sql(how, near)))
 
 
+@pytest.mark.parametrize("how", ["inner", "full"])
+def test_a_time_beyond_what_the_finer_unit_can_say_is_near_nothing_there(how: str) -> None:
+    far = 32_503_680_000_000  # the year 3000, which nanoseconds do not reach
+    left = at([0, far], k=[1, 1], v=[1, 2])
+    right = at([5, 100], k=[1, 1], w=[1, 2])
+    right = pa.table({"u": right["t"].cast(pa.timestamp("ns")), "k": right["k"], "w": right["w"]})
+    joined = run(
+        {"left": left, "right": right},
+        lambda s: s["left"].interval_join(s["right"], "k", how, before=10, after=timedelta(days=10_000)),
+        future_limit=None,
+    )
+    found = list(zip(joined["v"].to_pylist(), joined["w"].to_pylist(), strict=True))
+    assert sorted(found, key=str) == sorted([(1, 1), *([(2, None), (None, 2)] if how == "full" else [])], key=str)
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("seed", range(2))
+def test_rows_that_come_too_late_are_the_same_ones_after_crashes(how: str, seed: int) -> None:
+    tables = {"left": rows(seed, 150, "v", disorder_ms=2000), "right": rows(seed + 1, 150, "w", disorder_ms=2000)}
+
+    def build(s: Mapping[str, DataStream]) -> dict[str, DataStream]:
+        right = s["right"].with_column_renamed("t", "u")
+        near = s["left"].interval_join(right, ["k", "j"], how, before=600, after=200, name="near")
+        same_window = s["left"].window_join(right, 900, 400, on=["k", "j"], how=how, name="window")
+        latest = s["left"].asof_join(right, ["k", "j"], name="latest")
+        late = {
+            f"{n}-{side}": joined.late_rows_of(side)
+            for n, joined in (("near", near), ("window", same_window))
+            for side in ("left", "right")
+        }
+        return {"near": near, "window": same_window, "latest": latest, "too-late": latest.late_rows_of("left"), **late}
+
+    found, expected = (
+        survive(build, batches(tables, seed), seed=seed, crashes=crashes, max_disorder=100) for crashes in (4, 0)
+    )
+    for name, table in expected.items():
+        assert as_multiset(found[name]) == as_multiset(table), name
+        assert table.num_rows or name == "latest", name
+
+
 def test_dates_join_within_days() -> None:
     days = pa.array([0, 1, 5], pa.int32()).view(pa.date32())
     tables = {"left": pa.table({"t": days, "v": [1, 2, 3]}), "right": pa.table({"u": days, "w": [1, 2, 3]})}

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from operators.pairs import distinct_keys, key_codes, matching_ranges, pairs_of, take_or_null, take_rows
+from operators.pairs import distinct_keys, key_codes, matching_ranges, pairs_of, take_or_null, take_rows, time_span
 
 SPANS = {"close": 20, "so far apart that code and time do not fit into one integer": 1 << 60}
 
@@ -79,3 +79,10 @@ def test_taking_all_rows_copies_nothing_and_no_row_is_a_row_of_nulls() -> None:
     assert take_rows(batch, np.arange(3)) is batch
     assert take_or_null(batch, np.array([2, -1])).column("a").to_pylist() == [3, None]
     assert take_or_null(batch.slice(0, 0), np.array([-1])).column("a").to_pylist() == [None]
+
+
+def test_a_span_of_times_has_no_end_where_int64_has_none_left() -> None:
+    most = (1 << 63) - 1
+    assert time_span(np.array([3, 1]), np.array([5, 9])) == (1, 10)
+    assert time_span(None, np.array([5, most])) == (None, None)
+    assert time_span(np.array([-most - 1]), None) == (-most - 1, None)
