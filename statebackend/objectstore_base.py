@@ -76,7 +76,11 @@ class ObjectStore(Protocol):
         """
 
     async def list(self, prefix: str) -> list[str]:
-        """All names that start with ``prefix``, sorted; complete with respect to every write that returned before."""
+        """All names that start with ``prefix``, sorted.
+
+        Complete with respect to every write that returned before the call. Not of one moment: what is created or
+        deleted meanwhile may be shown or not, and what was deleted before may still be shown.
+        """
 
     async def delete(self, name: str) -> None:
         """Remove the object; it is fine if there is none. Deletes become durable in the order they return."""

@@ -212,7 +212,7 @@ def the_merger(declaration: Any, udafs: Any = None) -> StateMerger:
     return _TOTALS.merger
 
 
-def contents(store: StateStore) -> dict[str, list[tuple[Any, ...]]]:
+def contents(store: Any) -> dict[str, list[tuple[Any, ...]]]:
     """All tables, read through the store."""
     found = {}
     for spec in TABLES:

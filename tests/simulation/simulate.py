@@ -26,7 +26,9 @@ from unittest import mock
 
 from statebackend import (
     Checkpoint,
+    CheckpointGoneError,
     CheckpointNotFoundError,
+    CheckpointReader,
     CommitConflictError,
     CommitUnknownError,
     CorruptionError,
@@ -37,7 +39,9 @@ from statebackend import (
     StorageUnavailableError,
     StoreClosedError,
     StoreSettings,
+    clone,
     maintenance,
+    open_checkpoint,
     verification,
 )
 from statebackend import inspect as store_inspect
@@ -53,7 +57,12 @@ from tests.simulation.runtime import SimulatedClock, SimulatedRuntime, wait_for_
 from tests.simulation.scheduler import Process, Program, Scheduler, SimulationOver, current_process
 from tests.simulation.storage import Faults, SharedObjects, SimulatedObjectStore
 
-__all__ = ["Profile", "Result", "simulate"]
+__all__ = ["FIRST_SHARED", "Profile", "Result", "simulate"]
+
+MAIN = "sim://main"
+FIRST_SHARED = 1000
+"""From this seed on the store is read under leases and branched, and listings are stale; the schedules of the seeds
+before it stay as they were when they were found to meet rare bugs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,18 +75,21 @@ class Profile:
     events_max: int
     crash_chance: float
     timer_chance: float
+    shared: bool = False
 
     @classmethod
-    def drawn(cls, rng: random.Random) -> Profile:
+    def drawn(cls, rng: random.Random, *, shared: bool = False) -> Profile:
         calm = rng.random() < 0.15
         level = 0.0 if calm else rng.choice([0.005, 0.02, 0.06])
         return cls(
+            shared=shared,
             faults=Faults(
                 error=level,
                 lost=level,
                 late=level / 2,
                 stall=rng.choice([0.0, 0.02, 0.06]),
                 outage=0.0 if calm else rng.choice([0.0, 0.004]),
+                stale_list=0.2 if shared else 0.0,
             ),
             settings=StoreSettings(
                 block_rows=rng.choice([2, 4, 64]),
@@ -130,12 +142,13 @@ class _Simulation:
     def __init__(self, seed: int, profile: Profile | None) -> None:
         rng = random.Random(seed)
         self._seed = seed
-        self._profile = profile or Profile.drawn(rng)
+        self._profile = profile or Profile.drawn(rng, shared=seed >= FIRST_SHARED)
         self._rng = rng
         p = self._profile
         self._scheduler = Scheduler(random.Random(rng.getrandbits(64)), p.timer_chance, p.crash_chance)
         self._clock = SimulatedClock(self._scheduler)
         self._shared = SharedObjects(self._scheduler, p.faults)
+        self._branches: dict[str, SharedObjects] = {}
         self._acked = (0, 0)  # timeline and position
         self._opening: Process | None = None
         self._over = False
@@ -151,6 +164,8 @@ class _Simulation:
             stack.enter_context(mock.patch("statebackend.store.wait", wait_for_all))
             stack.enter_context(mock.patch("statebackend.merge.StateMerger.from_declaration", the_merger))
             stack.enter_context(mock.patch("statebackend.toolbox.IsolatedRuntime", self._make_runtime))
+            stack.enter_context(mock.patch("statebackend.checkpoint_reader.IsolatedRuntime", self._make_runtime))
+            stack.enter_context(mock.patch("statebackend.objectstore_roots.open_object_store", self._open_objects))
             stack.enter_context(mock.patch("statebackend.toolbox.open_object_store", self._open_objects))
             stack.enter_context(mock.patch("statebackend.toolbox.SystemClock", return_value=self._clock))
             stack.enter_context(mock.patch("statebackend.toolbox.random.SystemRandom", self._make_random))
@@ -163,6 +178,8 @@ class _Simulation:
                     "collector": self._collector,
                     "operator": self._operator,
                 }
+                if self._profile.shared:
+                    others |= {"analyst": self._analyst, "brancher": self._brancher}
                 for name, program in others.items():
                     scheduler.at(None, "start", self._starter(name, program), self._rng.randrange(300))
                 for name in ("compactor1", "compactor2"):
@@ -226,7 +243,7 @@ class _Simulation:
             yield None
             newest = len(self._shared.history)
             try:
-                view = runtime.call(store_inspect._read("sim", ManifestStore(objects), objects, 5))
+                view = runtime.call(store_inspect._read(MAIN, ManifestStore(objects), objects, 5))
                 latest = view.latest
             except (StorageUnavailableError, CheckpointNotFoundError):
                 continue
@@ -259,7 +276,7 @@ class _Simulation:
             runtime = self._make_runtime("compactor")
             follow = rng.random() < 0.5
             work = ToolCompaction(
-                open_toolbox(runtime, "sim"), runtime, self._profile.settings, {},
+                open_toolbox(runtime, MAIN), runtime, self._profile.settings, {},
                 follow=follow, everything=rng.random() < 0.3,
             )  # fmt: skip
             if rng.random() < 0.3:  # a Python function of the aggregation is not at hand there
@@ -293,24 +310,97 @@ class _Simulation:
             yield None
             self._opening = process
             try:
-                maintenance.create_savepoint("sim", f"s{number}")
+                maintenance.create_savepoint(MAIN, f"s{number}")
                 self._counts["savepoints"] += 1
                 self._scheduler.note(process, f"made savepoint s{number}")
                 yield None
                 if rng.random() < 0.4:
                     self._opening = process
-                    manifest = maintenance.rollback("sim", savepoint=f"s{number}")
+                    manifest = maintenance.rollback(MAIN, savepoint=f"s{number}")
                     self._scheduler.note(process, f"rolled back to s{number} with manifest {manifest.number}")
                     self._counts["rollbacks"] += 1
                 elif rng.random() < 0.5:
                     self._opening = process
-                    maintenance.drop_savepoint("sim", f"s{number}")
+                    maintenance.drop_savepoint(MAIN, f"s{number}")
             except (StorageUnavailableError, CommitUnknownError, CommitConflictError, CheckpointNotFoundError) as error:
                 self._scheduler.note(process, f"gets {type(error).__name__}: {error}")
             except (FencedError, ObjectMissingError) as error:  # a writer came after; somebody dropped it meanwhile
                 self._scheduler.note(process, f"gets {type(error).__name__}: {error}")
             except ValueError as error:
                 self._scheduler.note(process, f"gets {error}")
+
+    def _analyst(self, process: Process) -> Program:
+        """Reads a checkpoint under a lease while the job goes on."""
+        rng = random.Random(self._rng.getrandbits(64))
+        self._counts["pinned reads"] = self._counts["pins gone"] = 0
+        for _ in range(2):
+            yield None
+            self._opening = process
+            reader = None
+            try:
+                reader = open_checkpoint(MAIN, lease_s=rng.choice([0.05, 1.0, 60.0]), cache_bytes=1)
+                position = int(reader.checkpoint.job.sources["events"])
+                for _ in range(rng.randrange(1, 12)):
+                    yield None
+                    if (wrong := differences(contents(_ByName(reader)), position)) is not None:
+                        self._scheduler.fail(f"{process.name}, at pinned position {position}: {wrong}")
+                    self._counts["pinned reads"] += 1
+            except CheckpointGoneError as error:
+                self._scheduler.note(process, f"gets {error}")
+                self._counts["pins gone"] += 1
+                lease = reader._lease if reader is not None else None
+                if lease is not None and lease._gone is not None and lease._pin_id in self._shared.history[-1].pins:
+                    self._scheduler.fail(f"{process.name} is told that pin {lease._pin_id} has ended, and it has not")
+            except ObjectMissingError as error:
+                self._scheduler.fail(f"{process.name} reads under a lease: {error!r}")
+            except (StorageUnavailableError, CommitUnknownError, CommitConflictError, CheckpointNotFoundError) as error:
+                self._scheduler.note(process, f"gets {type(error).__name__}: {error}")
+            if reader is not None:
+                reader.close()
+
+    def _brancher(self, process: Process) -> Program:
+        """Branches the store off a checkpoint, works there, and comes back to it after a while."""
+        rng = random.Random(self._rng.getrandbits(64))
+        self._counts["branches"] = self._counts["branch checks"] = 0
+        url = "sim://branch"
+        for _ in range(2):
+            yield None
+            try:
+                self._opening = process
+                clone(MAIN, url)
+                self._counts["branches"] += 1
+                break
+            except StateStoreError as error:
+                self._scheduler.note(process, f"gets {type(error).__name__}: {error}")
+        position = None
+        for _ in range(3 if self._at(url).history else 0):
+            yield None
+            try:
+                self._opening = process
+                store = StateStore.open(
+                    url, self._profile.settings, objects=self._open_objects(url), open_root=self._open_objects,
+                    clock=self._clock, rng=self._make_random(),
+                )  # fmt: skip
+            except StateStoreError as error:
+                self._scheduler.note(process, f"cannot open the branch: {error!r}")
+                continue
+            restored = _position(store)
+            if position is not None and restored < position:
+                self._scheduler.fail(f"the branch is at {restored}; {position} was acknowledged")
+            try:
+                self._check_contents(process, store, restored)
+                self._counts["branch checks"] += 1
+                for at in range(restored, restored + rng.randrange(3)):
+                    apply_event(store, at)
+                    store.checkpoint(job_state(at + 1)).result()
+                    position = at + 1
+                    yield None
+                self._check_contents(process, store, max(restored, position or 0))
+            except (StorageUnavailableError, CommitUnknownError) as error:
+                self._scheduler.note(process, f"gets {type(error).__name__}: {error}")
+            except StateStoreError as error:
+                self._scheduler.fail(f"{process.name} in the branch: {error!r}")
+            store.close()
 
     def _last_writer(self, process: Process) -> Program:
         """Faults have stopped: everything works, and what has piled up is cleared away."""
@@ -336,7 +426,7 @@ class _Simulation:
         self._counts["taken over"] += store._compactor.stats.claims
         store.close()
         self._opening = process
-        if (verdict := verification.verify("sim")).problems:
+        if (verdict := verification.verify(MAIN)).problems:
             self._scheduler.fail(f"verify finds {verdict.problems}")
         again = self._open(process, rng)
         assert again is not None
@@ -352,7 +442,7 @@ class _Simulation:
         objects = SimulatedObjectStore(self._shared, process, random.Random(rng.getrandbits(64)))
         try:
             store = StateStore.open(
-                "sim",
+                MAIN,
                 settings or self._profile.settings,
                 objects=objects,
                 clock=self._clock,
@@ -464,7 +554,13 @@ class _Simulation:
     def _open_objects(self, url: str, *_: Any, **__: Any) -> SimulatedObjectStore:
         process = current_process.get() or self._opening
         assert process is not None
-        return SimulatedObjectStore(self._shared, process, self._make_random())
+        return SimulatedObjectStore(self._at(url), process, self._make_random())
+
+    def _at(self, url: str) -> SharedObjects:
+        if url == MAIN:
+            return self._shared
+        new = SharedObjects(self._scheduler, self._shared.faults, parent=self._shared)
+        return self._branches.setdefault(url, new)
 
     def _make_random(self) -> random.Random:
         return random.Random(self._rng.getrandbits(64))
@@ -473,6 +569,16 @@ class _Simulation:
         inner = SimulatedObjectStore(self._shared, process, random.Random(rng.getrandbits(64)))
         retrying = RetryingObjectStore(inner, sleep=self._clock.sleep, rng=random.Random(rng.getrandbits(64)))
         return SimulatedRuntime(self._scheduler, process), retrying
+
+
+class _ByName:
+    """A reader with the face of a store, as far as `contents` needs it."""
+
+    def __init__(self, reader: CheckpointReader) -> None:
+        self._reader = reader
+
+    def table(self, spec: Any) -> Any:
+        return self._reader.table(spec.name)
 
 
 def _position(store: StateStore) -> int:

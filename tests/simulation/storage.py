@@ -32,6 +32,8 @@ class Faults:
     stall: float = 0.0
     outage: float = 0.0
     slow_answer: float = 0.2
+    stale_list: float = 0.0
+    """That a listing still shows what was deleted, as the contract of `ObjectStore.list` allows."""
 
 
 @dataclass
@@ -44,6 +46,9 @@ class SharedObjects:
     history: list[Manifest] = field(default_factory=list)
     ghosts: int = 0
     deleted: int = 0
+    parent: SharedObjects | None = None
+    """Where the files of a branch lie that its manifests name below ``root/1/``."""
+    gone: list[str] = field(default_factory=list)
 
     @property
     def timeline(self) -> int:
@@ -68,20 +73,22 @@ class SharedObjects:
             self._judge(decode_manifest(data, name))
         return PutResult.CREATED
 
-    def list(self, prefix: str) -> list[str]:
-        return sorted(n for n in self.objects if n.startswith(prefix))
+    def list(self, prefix: str, *, stale: bool = False) -> list[str]:
+        names = {*self.objects, *self.gone[-30:]} if stale else self.objects
+        return sorted(n for n in names if n.startswith(prefix))
 
     def delete(self, name: str) -> None:
         if name not in self.objects:
             return
         data = self.objects.pop(name)
         self.deleted += 1
+        self.gone.append(name)
         if name.startswith("manifest/"):
             manifest = decode_manifest(data, name)
             if manifest is not None and manifest.number > len(self.history) - 2:
                 self.scheduler.fail(f"{name}: one of the newest two manifests was deleted")
-        elif name in {s.object_name for s in self.history[-1].savepoints.values()}:
-            self.scheduler.fail(f"{name} was deleted, but a savepoint names it")
+        elif name in _copies(self.history[-1]):
+            self.scheduler.fail(f"{name} was deleted, but {_copies(self.history[-1])[name]} is that copy")
         elif (why := self._needed(name)) is not None:
             self.scheduler.fail(f"{name} was deleted, but {why} names it")
 
@@ -93,10 +100,10 @@ class SharedObjects:
         if manifest.number <= len(self.history):
             self.ghosts += 1
             return
-        if missing := [n for n in manifest.files if n not in self.objects]:
+        if missing := [n for n in manifest.files if not self._has(n)]:
             fail(f"manifest {manifest.number} names {missing}, which do not exist")
-        if lost := [s.object_name for s in manifest.savepoints.values() if s.object_name not in self.objects]:
-            fail(f"manifest {manifest.number} names the savepoints {lost}, which do not exist")
+        if lost := [why for name, why in _copies(manifest).items() if name not in self.objects]:
+            fail(f"manifest {manifest.number} names copies for {lost}, which do not exist")
         if self.history:
             last = self.history[-1]
             if manifest.parent_attempt != last.attempt_id:
@@ -112,10 +119,24 @@ class SharedObjects:
         for number in sorted(kept, reverse=True):
             if number and name in self.history[number - 1].files:
                 return f"manifest {number}"
-        for savepoint in newest.savepoints.values():
-            if name in decode_manifest(self.objects[savepoint.object_name], savepoint.object_name).files:
-                return savepoint.object_name
+        for copy, why in _copies(newest).items():
+            if name in decode_manifest(self.objects[copy], copy).files:
+                return why
         return None
+
+    def _has(self, name: str) -> bool:
+        if (there := name.removeprefix("root/1/")) != name:
+            return self.parent is not None and there in self.parent.objects
+        return name in self.objects
+
+
+def _copies(manifest: Manifest) -> dict[str, str]:
+    """Copies that a manifest names, by their object, and what for."""
+    return {
+        **{s.object_name: f"savepoint {name}" for name, s in manifest.savepoints.items()},
+        **{b.object_name: f"branch {name}" for name, b in manifest.branches.items()},
+        **{p.object_name: f"pin {name}" for name, p in manifest.pins.items()},
+    }
 
 
 class SimulatedObjectStore:
@@ -142,7 +163,9 @@ class SimulatedObjectStore:
         return await self._send("create", name, lambda: self._shared.put_if_absent(name, copy), write=True)
 
     async def list(self, prefix: str) -> list[str]:
-        return await self._send("list", prefix, lambda: self._shared.list(prefix))
+        chance = self._shared.faults.stale_list
+        stale = chance > 0 and self._rng.random() < chance
+        return await self._send("list", prefix, lambda: self._shared.list(prefix, stale=stale))
 
     async def delete(self, name: str) -> None:
         await self._send("delete", name, lambda: self._shared.delete(name), write=True)

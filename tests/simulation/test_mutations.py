@@ -167,6 +167,15 @@ def early_flush_leaves_older_rows_in_memory() -> Any:
     return mock.patch.object(flusher.MemtableFlusher, "flush_early", skips)
 
 
+def collector_without(kind: str) -> Any:
+    kept = garbage_collector.kept_manifests
+
+    async def forgets(*args: Any) -> dict[str, Manifest]:
+        return {why: manifest for why, manifest in (await kept(*args)).items() if not why.startswith(kind)}
+
+    return mock.patch.object(garbage_collector, "kept_manifests", forgets)
+
+
 BUGS: dict[str, tuple[Bug, str, range]] = {
     "a manifest is written before its SSTable": (sstable_after_its_manifest, "do not exist", range(10)),
     "a conflict is taken for a fence": (conflict_taken_for_a_fence, "is fenced", range(100)),
@@ -189,6 +198,8 @@ BUGS: dict[str, tuple[Bug, str, range]] = {
     ),
     "a merge drops by the live watermark": (merge_by_the_live_watermark, "missing", range(50, 250)),
     "the collector ignores the low mark": (collector_without_the_low_mark, "do not exist", range(100)),
+    "the collector ignores branches": (lambda: collector_without("branch "), "but branch", range(1000, 1100)),
+    "the collector ignores pins": (lambda: collector_without("pin "), "but pin", range(1035, 1135)),
     "an early flush is below the low mark": (early_flush_below_the_low_mark, "missing", range(200)),
     "an early flush leaves older rows in memory": (early_flush_leaves_older_rows_in_memory, "extra", range(200)),
 }

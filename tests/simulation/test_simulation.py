@@ -7,13 +7,13 @@ import random
 
 import pytest
 
-from tests.simulation.simulate import Profile, simulate
+from tests.simulation.simulate import FIRST_SHARED, Profile, simulate
 
 SEEDS = 200
 CHUNK = 20
 
 
-@pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
+@pytest.mark.parametrize("first", [*range(0, SEEDS, CHUNK), *range(FIRST_SHARED, FIRST_SHARED + SEEDS // 4, CHUNK)])
 def test_every_property_holds_in_every_schedule(first: int) -> None:
     for seed in range(first, first + CHUNK):
         result = simulate(seed)
@@ -41,7 +41,10 @@ def test_the_same_seed_gives_the_same_schedule_and_the_same_bytes() -> None:
 def test_schedules_meet_what_they_are_for() -> None:
     """Conflicts, fences, unknown outcomes, merges, collections, rollbacks and stalled writers all happen."""
     counts: dict[str, int] = {}
-    schedules = [*map(simulate, range(40)), *(simulate(seed, beside_compactors(seed)) for seed in range(40))]
+    schedules = [
+        *map(simulate, (*range(40), *range(FIRST_SHARED, FIRST_SHARED + 10))),
+        *(simulate(seed, beside_compactors(seed)) for seed in range(40)),
+    ]
     for schedule in schedules:
         for what, count in schedule.counts.items():
             counts[what] = counts.get(what, 0) + count
