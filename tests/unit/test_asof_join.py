@@ -91,6 +91,39 @@ def test_versions_that_no_row_can_ask_for_any_more_are_deleted(monkeypatch: pyte
     assert versions_left(tables, tolerance=10) == 0
 
 
+def test_versions_do_not_pile_up_in_a_job_that_is_restarted_again_and_again() -> None:
+    count = 300
+    versions = at(range(count), k=[i % 3 for i in range(count)], w=list(range(count)))
+    right = versions.rename_columns(["u", "k", "w"]).to_batches(max_chunksize=10)
+    left = at(range(count), k=[1] * count, v=list(range(count))).to_batches(max_chunksize=10)
+    space = MemoryStateSpace()
+
+    def stored_after(until: int) -> int:
+        """Versions that are stored when a run stops at this batch."""
+
+        def reader(batches: list[pa.RecordBatch]) -> Any:
+            def read_from(start: int) -> Any:
+                for number, batch in enumerate(batches[start:], start):
+                    if number >= until:
+                        job.stop()
+                    yield batch
+
+            return read_from
+
+        backend = MemoryStateBackend(space)
+        context = StreamContext(state=backend, checkpoint_interval=None)
+        one = context.from_batches(reader(left), left[0].schema, event_time="t", name="left")
+        other = context.from_batches(reader(right), right[0].schema, event_time="u", name="right")
+        one.asof_join(other, "k", name="x").sink(MemorySink(), name="out")
+        job = context.job()
+        job.run()
+        stored = sum(batch.num_rows for batch in backend._tables["x:right"].scan())
+        backend.close()
+        return stored
+
+    assert max(stored_after(until) for until in range(1, 29)) < 60
+
+
 def test_a_version_behind_the_watermark_counts_for_rows_that_are_still_to_come_out() -> None:
     tables = {
         "left": at([0, 5000, 6000], k=[1, 1, 1], v=[1, 2, 3]),
