@@ -29,6 +29,8 @@ class SourceDriver:
     def __init__(self, node: SourceNode, context: BuildContext) -> None:
         self.operator_id = node.operator_id
         self.source = node.source
+        # Asked once: a check against a protocol is slow.
+        self._splits = node.source if isinstance(node.source, SplitSource) else None
         self.output = Output()
         self.bad = Output()
         self.rows_in = 0
@@ -71,7 +73,7 @@ class SourceDriver:
         if self._time is None:
             return {}
         marks = {} if self._time.watermark is None else {self.operator_id: self._time.watermark}
-        if isinstance(self.source, SplitSource):
+        if self._splits is not None:
             marks.update({f"{self.operator_id}/{split}": mark for split, mark in self._time.splits.items()})
         return marks
 
@@ -157,8 +159,8 @@ class SourceDriver:
         self.output.advance(self.watermark)
 
     def _active(self) -> frozenset[str]:
-        return self.source.splits if isinstance(self.source, SplitSource) else _WHOLE
+        return _WHOLE if self._splits is None else self._splits.splits
 
     def _hold_back(self) -> None:
-        if self._time is not None and isinstance(self.source, SplitSource):
-            self.source.pause(self._time.ahead(self._active()))
+        if self._time is not None and self._splits is not None:
+            self._splits.pause(self._time.ahead(self._active()))
