@@ -20,7 +20,7 @@ from operators import DataStream, SchemaError, StreamContext
 from operators.changelog import Op, changes, in_pieces, settle
 from statebackend import open_backend
 from tests.support.changelogs import replayed, rows_of
-from tests.support.crashes import random_fate, run_through
+from tests.support.restarts import random_fate, run_through
 from tests.support.streams import as_multiset, cut, events
 
 DISORDER_MS = 300

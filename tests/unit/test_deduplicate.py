@@ -18,7 +18,7 @@ from operators import DataStream, SchemaError, StreamContext
 from operators.sinks import MemorySink
 from statebackend import open_backend
 from tests.support.changelogs import Row, replayed, rows_of
-from tests.support.crashes import random_fate, run_through
+from tests.support.restarts import random_fate, run_through
 from tests.support.streams import cut
 
 DISORDER_MS = 300

@@ -15,7 +15,7 @@ from datafusion import functions as f
 from operators import DataStream, SchemaError, StreamContext
 from statebackend import UnsupportedAggregateError, open_backend
 from tests.support.changelogs import replayed, rows_of
-from tests.support.crashes import random_fate, run_through
+from tests.support.restarts import random_fate, run_through
 from tests.support.streams import as_multiset, cut, events
 
 SELECT = "count(1) AS n, sum(v) AS total, max(v) AS high, avg(x) AS mean"

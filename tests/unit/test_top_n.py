@@ -16,7 +16,7 @@ from datafusion import functions as f
 from operators import DataStream, SchemaError, StreamContext
 from statebackend import open_backend
 from tests.support.changelogs import replayed
-from tests.support.crashes import random_fate, run_through
+from tests.support.restarts import random_fate, run_through
 from tests.support.streams import as_multiset, cut, events
 
 DISORDER_MS = 300
