@@ -13,7 +13,7 @@ from datafusion import AggregateUDF
 
 from operators.checkpoint import Hook, Trigger
 from operators.errors import SchemaError
-from operators.graph import Graph, Port, SourceNode, derived_id
+from operators.graph import Graph, Port, SourceNode, derived_id, explain
 from operators.job import Job, JobSettings, ProgressCallback
 from operators.report import JobResult
 from operators.sources import CsvSource, IterableSource, ParquetSource, Source
@@ -230,6 +230,13 @@ class StreamContext:
             settings=self._settings,
             on_progress=on_progress,
         )
+
+    def explain(self) -> str:
+        """Everything that leads to a sink, as text, each sink with its inputs indented below it.
+
+        An operator that leads to several is described once. State that can grow for ever says so.
+        """
+        return explain(*(Port(sink) for sink in self.graph.sinks))
 
     def _open_backend(self) -> StateBackend:
         udafs = {udaf.name: udaf for udaf in self.udafs}

@@ -241,14 +241,17 @@ def upstream_id(port: Port) -> str:
     return f"{port.node.operator_id}.{name}" if name else port.node.operator_id
 
 
-def explain(port: Port) -> str:
-    """The operators that lead to a stream, the last one first, indented as they feed each other."""
+def explain(*ends: Port) -> str:
+    """The operators that lead to streams or sinks, the last one first, indented as they feed each other."""
     lines: list[str] = []
     seen: set[int] = set()
 
-    def visit(node: Node, depth: int) -> None:
+    def visit(port: Port, depth: int) -> None:
+        node = port.node
         again = id(node) in seen and bool(node.inputs)
-        lines.append("  " * depth + node.label + (" (as above)" if again else ""))
+        output = "" if isinstance(node, StepNode | SinkNode) else node.output_names[port.index]
+        shown = f"{output.replace('_', ' ')} rows of {node.label}" if output else node.label
+        lines.append("  " * depth + shown + (" (as above)" if again else ""))
         if again:
             return
         seen.add(id(node))
@@ -256,10 +259,11 @@ def explain(port: Port) -> str:
             for note in node.state:
                 bound = "" if note.bounded else "; GROWS FOR EVER"
                 lines.append("  " * depth + f"  | state {note.table}: {note.growth}{bound}")
-        for port in node.inputs:
-            visit(port.node, depth + 1)
+        for before in node.inputs:
+            visit(before, depth + 1)
 
-    visit(port.node, 0)
+    for end in ends:
+        visit(end, 0)
     return "\n".join(lines)
 
 

@@ -53,7 +53,7 @@ class BroadcastNode:
     @property
     def state(self) -> tuple[StateNote, ...]:
         """The configuration."""
-        return (StateNote(self.operator_id, "one row per configuration key", bounded=True),)
+        return (StateNote(self.operator_id, "one row per configuration key", bounded=False),)
 
     def describe(self) -> Mapping[str, Any]:
         """What must agree when a job is restored."""

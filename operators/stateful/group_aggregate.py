@@ -35,7 +35,7 @@ from operators.graph import Port, StateNote
 from operators.ordering import Bools, group_rows
 from operators.rows import combined
 from operators.runtime import BaseOperator, BuildContext, Cursor, Operator, Output, user_error
-from operators.stateful.tables import sweep
+from operators.stateful.tables import keeps_every_value, sweep
 from operators.watermark import EventTimeColumn
 from operators.windows import MAX_WATERMARK, Int64Array
 from statebackend import Aggregation, StateBackend, StateMerger, StateTable, TableKind, TableOrder, TableSpec
@@ -127,8 +127,14 @@ class GroupAggregateNode:
     def state(self) -> tuple[StateNote, ...]:
         """States by group, and those that wait."""
         ttl = self.spec.ttl_ms
-        span = "" if ttl is None else f" of the last {ttl} ms of event time"
-        notes = [StateNote(f"{self.operator_id}:groups", f"one row per group{span}", bounded=ttl is not None)]
+        growth = "one row per group" if self.group_by else "one row"
+        if ttl is not None:
+            growth += f" of the last {ttl} ms of event time"
+        endless = keeps_every_value(self.spec.aggregation)
+        if endless:
+            growth += ", with all its values"
+        bounded = (ttl is not None or not self.group_by) and not endless
+        notes = [StateNote(f"{self.operator_id}:groups", growth, bounded=bounded)]
         if self.spec.every_ms is not None:
             growth = f"one row per group that changed in the last {self.spec.every_ms} ms of event time"
             notes.append(StateNote(f"{self.operator_id}:waiting", growth, bounded=True))

@@ -103,10 +103,18 @@ class IntervalJoinNode:
 
     @property
     def _interval(self) -> str:
-        units = {1: "ms", 1_000: "us", 1_000_000: "ns"}[self.distance.per_ms]
-        bounds = self.distance.lower, self.distance.upper
-        low, high = ("any" if b is None else f"{b} {units}" for b in bounds)
+        low, high = (self._shown(bound) for bound in (self.distance.lower, self.distance.upper))
         return f"{self.left.time} - {self.right.time} from {low} to {high}"
+
+    def _shown(self, bound: int | None) -> str:
+        """A bound for people, in milliseconds if it is a whole number of them."""
+        if bound is None:
+            return "any"
+        per_ms = self.distance.per_ms
+        if bound % per_ms == 0:
+            return f"{bound // per_ms} ms"
+        unit = {1_000: "us", 1_000_000: "ns"}[per_ms]
+        return f"{bound} {unit}"
 
 
 class _Input:

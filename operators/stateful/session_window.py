@@ -33,6 +33,7 @@ from operators.engine import StatelessPlan, Step
 from operators.graph import Port, StateNote
 from operators.rows import combined, group_codes, segmented_running_max, stable_order
 from operators.runtime import BaseOperator, BuildContext, Cursor, Output, user_error
+from operators.stateful.tables import keeps_every_value
 from operators.stateful.window_aggregate import WINDOW_END, WINDOW_START
 from operators.watermark import EventTimeColumn
 from operators.windows import MAX_WATERMARK, Int64Array
@@ -103,9 +104,12 @@ class SessionNode:
     def state(self) -> tuple[StateNote, ...]:
         """Open sessions and when they end."""
         growth = "one row per open session; a group whose rows never pause keeps its session open"
+        endless = keeps_every_value(self.aggregation)
+        if endless:
+            growth += ", with all its values"
         timers = f"the ends that sessions had in the last {self.gap} ms of event time"
         return (
-            StateNote(f"{self.operator_id}:sessions", growth, bounded=True),
+            StateNote(f"{self.operator_id}:sessions", growth, bounded=not endless),
             StateNote(f"{self.operator_id}:timers", timers, bounded=True),
         )
 

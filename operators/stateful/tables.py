@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
-from statebackend import StateTable
+from statebackend import Aggregation, StateTable
 
-__all__ = ["sweep", "unused_name"]
+__all__ = ["keeps_every_value", "sweep", "unused_name"]
 
 _HASHES = 1 << 64
 _SWEEP_ROWS = 1 << 17
@@ -30,6 +30,11 @@ def sweep(table: StateTable, *, merged: bool = True) -> Iterator[list[pa.RecordB
         rows = sum(batch.num_rows for batch in found)
         width = max(1, min(width * _SWEEP_ROWS // max(1, rows), 8 * width))
         low = high
+
+
+def keeps_every_value(aggregation: Aggregation) -> bool:
+    """Whether the state of a group grows with its rows: array_agg, distinct values, an exact median."""
+    return any(pa.types.is_list(kind) or pa.types.is_large_list(kind) for kind in aggregation.merger.state_schema.types)
 
 
 def unused_name(base: str, names: Sequence[str]) -> str:

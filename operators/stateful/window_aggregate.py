@@ -104,7 +104,9 @@ class WindowNode:
         """For `explain`."""
         result = self.aggregation.merger.result_schema.names[1:]
         early = "" if self.emit_every is None else f", emitted early every {self.emit_every} ms"
-        return f"window {self.operator_id}: {', '.join(result)} over {self.windows.described()}{early}"
+        lateness = self.windows.allowed_lateness
+        late = f", updated by rows up to {lateness} ms late" if lateness else ""
+        return f"window {self.operator_id}: {', '.join(result)} over {self.windows.described()}{early}{late}"
 
     @property
     def state(self) -> tuple[StateNote, ...]:

@@ -270,6 +270,44 @@ def test_explain_shows_the_operators_and_the_columns() -> None:
     assert "window_start_time: timestamp[ms, tz=UTC]" in text
 
 
+def test_explain_of_a_context_shows_every_sink_and_describes_an_operator_once() -> None:
+    table = events(1, 5)
+    context = StreamContext()
+    stream = context.from_batches(cut(table, 1), table.schema, event_time="t", name="in")
+    counts = stream.window(["k"], [functions.count(lit(1)).alias("n")], 500, allowed_lateness=20, name="counts")
+    counts.sink(MemorySink(), name="all")
+    counts.late_rows().sink(MemorySink(), name="late")
+    assert context.explain().splitlines() == [
+        "sink all (at least once)",
+        "  window counts: k, n over 500 ms, updated by rows up to 20 ms late",
+        "    | state counts: one row per group and pane of the last 520 ms of event time",
+        "    source in",
+        "sink late (at least once)",
+        "  late rows of window counts: k, n over 500 ms, updated by rows up to 20 ms late (as above)",
+    ]
+    assert repr(counts).startswith("DataStream\nwindow counts")
+
+
+def test_explain_says_of_every_operator_whether_its_state_can_grow_for_ever() -> None:
+    table = events(1, 5)
+    stream = StreamContext().from_batches(cut(table, 1), table.schema, event_time="t")
+    total, values = functions.sum(col("v")).alias("n"), functions.array_agg(col("v")).alias("all")
+    other = stream.select(col("k"), col("v").alias("w"))
+    grows = {
+        stream.session_window("k", total, 10): False,
+        stream.session_window("k", values, 10, name="values"): True,
+        stream.aggregate([], total): False,
+        stream.aggregate([], values, name="all"): True,
+        stream.aggregate("k", total): True,
+        stream.aggregate("k", total, ttl=10, name="ttl"): False,
+        stream.aggregate("k", values, ttl=10, name="values-ttl"): True,
+        stream.join_broadcast(other, "k"): True,
+        stream.window("k", values, 10): False,
+    }
+    for built, endless in grows.items():
+        assert ("GROWS FOR EVER" in built.explain()) is endless, built
+
+
 def test_a_context_without_a_sink_has_nothing_to_run() -> None:
     context = StreamContext()
     context.from_batches([pa.record_batch({"a": [1]})])
