@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -89,11 +89,11 @@ class RunMerger:
         self._budget = _RowBudget(settings.compaction_rows)
 
     async def merge(
-        self, plan: CompactionPlan, layout: TableLayout, lane: Lane, on_rows: Callable[[int], None]
+        self, plan: CompactionPlan, layout: TableLayout, lane: Lane, on_rows: Callable[[int], Awaitable[None]]
     ) -> tuple[SSTableMeta, ...]:
         """Write the run; its files, in order, count once a manifest names them. None when nothing is alive.
 
-        ``on_rows`` is called with the number of input rows merged by each step; what it raises ends the merge.
+        ``on_rows`` is awaited with the number of input rows merged by each step; what it raises ends the merge.
         """
         width = self._settings.cpu_threads
         output = _RunOutput(self, plan, layout, lane)
@@ -103,7 +103,7 @@ class RunMerger:
         async def take() -> None:
             rows, task = merging.popleft()
             await output.add(await task)
-            on_rows(rows)
+            await on_rows(rows)
 
         with self._reader.using(plan.inputs):  # they may leave the manifest while they are read
             indexes = await asyncio.gather(*(self._reader.index(meta) for meta in plan.inputs))

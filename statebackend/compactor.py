@@ -4,7 +4,8 @@ At most one compactor of a store holds the claim: its epoch is the newest ``comp
 manifest. Opening as writer claims for the compactor inside the writer (the *embedded* one); one elsewhere
 claims by a commit of its own. The loser finds out at its next commit, abandons what it merged, and
 ends quietly; an embedded one stands by instead, and claims again when the claim was released, or when
-merges were due and the manifest showed none committed by the claim for ``compaction_takeover_s``.
+merges were due and the manifest showed no progress of the claim for ``compaction_takeover_s``. A merge that
+takes longer shows progress by *heartbeats*: small commits, made while rows are being merged, never by a timer alone.
 
 A failed merge is kept for `health` and tried again after the next commit; it harms nobody, for its
 output is named by no manifest. Two merges may go on at once, at most one of them large, so that small
@@ -28,17 +29,26 @@ from statebackend.compaction import CompactionBacklog, CompactionPlan, backlog, 
 from statebackend.compaction_merge import Lane, RunMerger
 from statebackend.errors import (
     CommitConflictError,
+    CommitUnknownError,
     CompactorSupersededError,
     ObjectMissingError,
     SchemaMismatchError,
     StateStoreError,
+    StorageUnavailableError,
     UnsupportedAggregateError,
     UnsupportedFormatError,
 )
 from statebackend.ids import SequenceNumber
 from statebackend.keys import Hasher
 from statebackend.logs import context
-from statebackend.manifest import CompactionCommit, CompactionProgress, CompactorClaim, Manifest, TableState
+from statebackend.manifest import (
+    CompactionCommit,
+    CompactionProgress,
+    CompactorClaim,
+    CompactorHeartbeat,
+    Manifest,
+    TableState,
+)
 from statebackend.manifest_store import Clock
 from statebackend.merge import TableLayout
 from statebackend.progress import TaskProgress
@@ -63,6 +73,8 @@ LANES = 2
 """Merges at once."""
 
 _POLL_S_MAX = 5.0
+_HEARTBEAT_S_MAX = 60.0
+"""A long merge commits one this often, or four times per ``compaction_takeover_s`` if that is more often."""
 
 logger = logging.getLogger(__name__)
 
@@ -145,9 +157,6 @@ def _same_columns(a: TableState, b: TableState) -> bool:
     return (a.spec, a.history, a.fingerprint) == (b.spec, b.history, b.fingerprint)
 
 
-logger = logging.getLogger(__name__)
-
-
 class Compactor:
     """Merges flushed files of one store in the background.
 
@@ -184,6 +193,7 @@ class Compactor:
         self._lanes = tuple(Lane(number=n) for n in range(LANES))
         self._failed: dict[str, StateStoreError] = {}
         self._watched: tuple[CompactionProgress, float] | None = None
+        self._shown_at = clock.monotonic()
         self._stats = CompactionStats()
         self.progress = TaskProgress(clock.now_ms)
 
@@ -324,13 +334,27 @@ class Compactor:
             output=merged,
         )
 
-    def _step(self, plan: CompactionPlan, epoch: int, rows: int) -> None:
+    async def _step(self, plan: CompactionPlan, epoch: int, rows: int) -> None:
         """Some rows were merged: go on only while there is a point in it."""
         now = self._committer.manifest.compaction_progress
         if now.epoch != epoch:
             raise CompactorSupersededError(f"compactor {now.compactor_id or '(none)'} claimed epoch {now.epoch}")
         if self._on_rows is not None:
             self._on_rows(plan, rows)
+        if not self._stands_by:
+            await self._heartbeat(epoch)
+
+    async def _heartbeat(self, epoch: int) -> None:
+        """Show whoever waits for the claim that this merge is at work, once in a while."""
+        now = self._clock.monotonic()
+        if now - self._shown_at < min(self._settings.compaction_takeover_s / 4, _HEARTBEAT_S_MAX):
+            return
+        self._shown_at = now
+        beat = CompactorHeartbeat(epoch=epoch, owner=f"c{epoch}-{LANES}-0")
+        try:
+            await self._committer.write_manifest_safely(beat.apply)
+        except (StorageUnavailableError, CommitUnknownError) as error:
+            logger.warning("no heartbeat, the merge goes on: %s", error, extra=self._fields())
 
     def _merged(self, plan: CompactionPlan, commit: CompactionCommit, took: float) -> None:
         rows = sum(f.rows for f in plan.inputs)

@@ -35,6 +35,7 @@ __all__ = [
     "CompactionCommit",
     "CompactionProgress",
     "CompactorClaim",
+    "CompactorHeartbeat",
     "CompactorRelease",
     "Manifest",
     "Pin",
@@ -121,7 +122,7 @@ class CompactionProgress:
     """Who may compact, and how far it came: unchanged means that nothing was committed by the claim.
 
     ``epoch`` is the newest compactor epoch, ``compactor_id`` its holder (None: released), ``mark`` the
-    sum of its low marks, which grows with every commit.
+    sum of its low marks, which grows with every commit, be it of a merge or a heartbeat.
     """
 
     epoch: int
@@ -375,6 +376,23 @@ class CompactorClaim:
         if self.over is not None and now != self.over:
             raise CommitConflictError(f"compactor {now.compactor_id or '(none)'} has epoch {now.epoch} and is at work")
         return manifest.with_compactor(self.compactor_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompactorHeartbeat:
+    """The compactor of ``epoch`` is at work on a merge; ``owner`` is a name of its own under which no file is written.
+
+    Its low mark counts heartbeats, so that the progress of the claim goes on and nothing is decided for any file.
+    """
+
+    epoch: int
+    owner: str
+
+    def apply(self, manifest: Manifest) -> Manifest:
+        """The manifest with one more heartbeat. Raises `CompactorSupersededError` when another holds the claim."""
+        _check_claim(manifest, self.epoch)
+        beats = SequenceNumber(manifest.low_marks.get(self.owner, 0) + 1)
+        return replace(manifest, low_marks={**manifest.low_marks, self.owner: beats})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,8 +36,9 @@ class StoreSettings:
     nobody here; `python -m statebackend compact` does it, or nothing does and reads grow slower.
 
     ``compaction_takeover_s``: how long merges may be due while the compactor elsewhere that claimed them
-    commits none, before this process takes them over. It should exceed the longest merge; too short wastes work,
-    too long lets flushed files pile up after a compactor died.
+    shows no progress in the manifest, before this process takes them over. One that is at work shows some every
+    minute, or four times in its own ``compaction_takeover_s``; too short wastes work, too long lets flushed files
+    pile up after a compactor died.
 
     ``l0_files_max``: flushed files of one table before they are merged into a sorted run. Fewer
     means cheaper reads, more means less rewriting.

@@ -14,11 +14,18 @@ import pytest
 
 from statebackend import StateStore, StoreSettings
 from statebackend.compaction_tool import compact
-from statebackend.errors import CommitConflictError, CompactorSupersededError
+from statebackend.errors import CommitConflictError, CompactorSupersededError, StorageUnavailableError
 from statebackend.ids import AttemptId, ManifestNumber, SequenceNumber, StoreId, WriterEpoch, WriterId
 from statebackend.inspect import read_store
 from statebackend.maintenance import collect
-from statebackend.manifest import CompactionCommit, CompactorClaim, CompactorRelease, Manifest, TableState
+from statebackend.manifest import (
+    CompactionCommit,
+    CompactorClaim,
+    CompactorHeartbeat,
+    CompactorRelease,
+    Manifest,
+    TableState,
+)
 from statebackend.manifest_store import FenceableManifest
 from statebackend.objectstore import Data, FsspecObjectStore, PutResult
 from statebackend.schema_history import SchemaHistory
@@ -78,6 +85,18 @@ def test_a_claim_over_a_stalled_one_fails_when_that_one_goes_on_after_all() -> N
     CompactorClaim(compactor_id="two", over=seen).apply(manifest())
     with pytest.raises(CommitConflictError):
         CompactorClaim(compactor_id="two", over=seen).apply(merge(3).apply(manifest()))
+
+
+def test_a_heartbeat_is_progress_that_decides_nothing_for_any_file() -> None:
+    beat = CompactorHeartbeat(epoch=3, owner="c3-2-0")
+    once = beat.apply(manifest())
+    assert once.low_marks == {**manifest().low_marks, "c3-2-0": 1}
+    seen = once.compaction_progress
+    assert seen != manifest().compaction_progress
+    with pytest.raises(CommitConflictError, match="is at work"):
+        CompactorClaim(compactor_id="two", over=seen).apply(beat.apply(once))
+    with pytest.raises(CompactorSupersededError):
+        beat.apply(CompactorClaim(compactor_id="two").apply(once))
 
 
 def fill(store: StateStore, files: int, first: int = 0) -> None:
@@ -168,6 +187,61 @@ def claim_for_ever(path: Path) -> None:
             await FenceableManifest.init_compactor(tools.manifests, "dead", tools.clock, tools.rng, 5.0)
 
     with_store(str(path), None, claim)
+
+
+def test_a_long_merge_elsewhere_renews_its_claim_at_every_step_that_comes_late(tmp_path: Path) -> None:
+    """Steps are late here always, or never: the interval of heartbeats is a share of the time to take over."""
+    for takeover_s, beats in ((1e-6, True), (1e6, False)):
+        url = str(tmp_path / f"{beats}")
+        settings = replace(QUIET, block_rows=8, compaction_rows=30, compaction_takeover_s=takeover_s)
+        with StateStore.open(url, settings) as store:
+            fill(store, 4)
+            before = store.manifest.number
+            seen = []
+            summary = compact(
+                url,
+                settings=settings,
+                everything=True,
+                on_rows=lambda *_, url=url, seen=seen: seen.append(read_store(url).latest.compaction_progress),
+            )
+            assert summary.stats.runs == 1
+            assert len(seen) > 5
+            assert len(set(seen)) == (len(seen) if beats else 1)
+            commits = read_store(url).latest.number - before
+            assert commits == 3 + (len(seen) if beats else 0), "claim, merge, release, and one heartbeat a step"
+            assert contents(store)["k0"] == 3
+
+
+def test_a_merge_elsewhere_that_was_superseded_ends_at_its_next_heartbeat(tmp_path: Path) -> None:
+    settings = replace(QUIET, block_rows=8, compaction_rows=30, compaction_takeover_s=1e-6)
+    with StateStore.open(tmp_path, settings) as store:
+        fill(store, 4)
+        steps = []
+
+        def superseded_after_the_second(*_: object) -> None:
+            steps.append(1)
+            if len(steps) == 2:
+                claim_for_ever(tmp_path)
+
+        summary = compact(str(tmp_path), settings=settings, everything=True, on_rows=superseded_after_the_second)
+        assert (summary.superseded, summary.stats.runs, len(steps)) == (True, 0, 2)
+
+
+def test_a_heartbeat_that_fails_does_not_end_the_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = replace(QUIET, block_rows=8, compaction_rows=30, compaction_takeover_s=1e-6)
+    write = FenceableManifest.write
+
+    async def refuses_heartbeats(
+        self: FenceableManifest, transition: Callable[..., Manifest], deadline: float
+    ) -> object:
+        if isinstance(getattr(transition, "__self__", None), CompactorHeartbeat):
+            raise StorageUnavailableError("not now")
+        return await write(self, transition, deadline)
+
+    with StateStore.open(tmp_path, settings) as store:
+        fill(store, 4)
+        monkeypatch.setattr(FenceableManifest, "write", refuses_heartbeats)
+        assert compact(str(tmp_path), settings=settings, everything=True).stats.runs == 1
 
 
 def test_a_stalled_compactor_ends_quietly_and_its_output_is_collected(
