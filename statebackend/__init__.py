@@ -23,7 +23,7 @@ General layout, from the ground up (each module imports only from those above it
     slatedb_backend  slatedb_*            SlateDB as another, registered as a third party would
     retention  toolbox                    old states that stay: savepoints, branches, pins; what every tool needs
     checkpoint_reader                     a checkpoint read from another process
-    garbage_collector  maintenance  branches  verification  inspect  render  cli   tools
+    garbage_collector  maintenance  branches  verification  inspect  render  cli*  tools
 
 ``ARCHITECTURE.md`` beside this file tells how it works and draws the formats.
 """

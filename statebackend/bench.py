@@ -19,6 +19,7 @@ from statebackend.errors import CorruptionError
 from statebackend.settings import StoreSettings
 from statebackend.store import StateStore
 from statebackend.tables import TableKind, TableSpec
+from statebackend.toolbox import Options
 
 __all__ = ["Figure", "run_bench"]
 
@@ -32,7 +33,9 @@ class Figure:
     seconds: float
 
 
-def run_bench(url: str, *, rows: int, batch_rows: int, threads: int, value_bytes: int) -> list[Figure]:
+def run_bench(
+    url: str, *, rows: int, batch_rows: int, threads: int, value_bytes: int, storage_options: Options = None
+) -> list[Figure]:
     """Write ``rows`` rows with ``threads`` threads that also flush, reopen, read all back and check them.
 
     Raises `CorruptionError` when what is read differs from what was written.
@@ -49,7 +52,7 @@ def run_bench(url: str, *, rows: int, batch_rows: int, threads: int, value_bytes
 
     schema = pa.schema([("key", pa.int64()), ("value", pa.binary())])
     spec = TableSpec(name=f"bench_{rows}_{value_bytes}", schema=schema, key=("key",), kind=TableKind.UPSERT)
-    with StateStore.open(url, StoreSettings(flush_interval_s=0.05)) as store:
+    with StateStore.open(url, StoreSettings(flush_interval_s=0.05), storage_options=storage_options) as store:
         table = store.table(spec)
 
         def fill(start: int) -> None:
@@ -69,7 +72,7 @@ def run_bench(url: str, *, rows: int, batch_rows: int, threads: int, value_bytes
                 if table.lookup(keys).hit.false_count:
                     raise CorruptionError(f"{url}: a key that was written is not found")
     with timed("reopen", 0):
-        store = StateStore.open(url)
+        store = StateStore.open(url, storage_options=storage_options)
     with store, timed("scan after reopening"):
         _check(store.table(spec).scan(), rows)
     return figures

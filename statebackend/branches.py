@@ -43,7 +43,8 @@ def clone(
     on independently. The new store has an id of its own and begins with the tables and positions of the
     checkpoint, without what the old one has staged for its sinks. Returns its first manifest.
 
-    ``storage_options`` are for ``url``, ``new_storage_options`` for ``new_url``.
+    ``storage_options`` are for ``url``, ``new_storage_options`` for ``new_url``; by default the same, if both are
+    reached by the same protocol.
     Raises `CheckpointNotFoundError` when the checkpoint is not kept, `StateStoreError` when there is a store at
     ``new_url`` already, ``ValueError`` when both a checkpoint and a savepoint are named.
     """
@@ -87,6 +88,7 @@ def drop_branch(
 
     Refused with `StateStoreError` when the branch still names files of this store, or cannot be asked, unless
     ``force``: then it loses them. An empty store is left where a branch was reserved, but never created.
+    ``branch_storage_options``: by default those of this store, as in `clone`.
     """
 
     async def work(tools: Toolbox) -> None:
@@ -121,7 +123,7 @@ def release_parent(url: str, *, storage_options: Options = None, root_options: R
         if any(needs_roots(manifest) for manifest in kept.values()):
             return None
         root = latest.roots[1]
-        parent = tools.elsewhere(root.url, (root_options or {}).get(root.url, storage_options))
+        parent = tools.elsewhere(root.url, None)
         found = await parent.find_latest()
         if found is not None and found.store_id == root.store_id and latest.store_id in found.branches:
             await parent.drop_copy(found.branches[latest.store_id].object_name)

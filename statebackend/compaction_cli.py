@@ -15,10 +15,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from statebackend.cli_options import options_of_others, positive, storage_options, store_parser
 from statebackend.compaction import CompactionPlan
 from statebackend.compaction_tool import CompactionSummary, compact
 from statebackend.compactor import SUPERSEDED_EXIT_CODE
-from statebackend.render import byte_size
+from statebackend.render import byte_size, counted
 from statebackend.settings import StoreSettings
 
 __all__ = ["add_compact"]
@@ -30,15 +31,15 @@ def add_compact(commands: Any) -> None:
     """Add the command to a parser's subcommands."""
     command = commands.add_parser(
         "compact",
+        parents=[store_parser(others=True)],
         help="merge flushed files into sorted runs, beside a running job",
         description="Merge flushed files into sorted runs. A running job goes on, and leaves the merging to this "
         "process until it ends. Exit codes: 0 done, or stopped by Ctrl-C or SIGTERM while following; 3 another "
         "compactor took over; 130 interrupted before everything was merged.",
     )
-    command.add_argument("url", metavar="URL", help="the store: a directory or an fsspec URL")
     command.add_argument("--follow", action="store_true", help="go on until stopped by Ctrl-C or SIGTERM")
     command.add_argument("--all", action="store_true", help="merge every table into one run, due or not")
-    command.add_argument("--threads", type=int, metavar="N", help="threads that merge (default 2)")
+    command.add_argument("--threads", type=positive, metavar="N", help="threads that merge (default 2)")
     # For the store that starts this process: settings and storage options come as one line of JSON on stdin, so that
     # no secret is on the command line; the process ends when stdin does, or its parent.
     command.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
@@ -46,7 +47,7 @@ def add_compact(commands: Any) -> None:
 
 
 def _compact(args: argparse.Namespace) -> int:
-    given: dict[str, Any] = {}
+    given: dict[str, Any] = {"storage_options": storage_options(args), "root_options": options_of_others(args)}
     until: Callable[[], object] | None = None
     if args.supervised:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which decides
@@ -78,11 +79,11 @@ def _told(summary: CompactionSummary) -> str:
         return "nothing is due"
     stats = summary.stats
     text = (
-        f"{stats.runs} merges in {stats.seconds:.1f} s: {byte_size(stats.bytes_in)} into {byte_size(stats.bytes_out)}, "
-        f"{stats.rows_dropped:,} of {stats.rows_in:,} rows dropped"
+        f"{counted(stats.runs, 'merge')} in {stats.seconds:.1f} s: {byte_size(stats.bytes_in)} into "
+        f"{byte_size(stats.bytes_out)}, {stats.rows_dropped:,} of {stats.rows_in:,} rows dropped"
     )
     if stats.abandoned:
-        text += f", {stats.abandoned} merges abandoned"
+        text += f", {counted(stats.abandoned, 'merge')} abandoned"
     if summary.superseded:
         text += "; another compactor took over"
     return text + ("; stopped, the claim is released" if summary.stopped else "")

@@ -93,8 +93,13 @@ def explain(found: CollectionInput, name: str) -> str:
     for why, copy in found.latest.copies.items():
         if copy.object_name == name:
             return f"{name}: is kept: it is the copy of {why}"
-    verdict = "goes: no kept checkpoint needs it" if name in plan_collection(found).objects else "is kept"
-    return f"{name}: {verdict}"
+    if name in plan_collection(found).objects:
+        return f"{name}: goes: no kept checkpoint needs it"
+    if name in found.savepoint_objects:
+        return f"{name}: is kept: a commit that is under way may still name it"
+    if name in map(manifest_name, found.numbers):
+        return f"{name}: is kept: the newest manifests, and all from the oldest retained checkpoint on, stay"
+    return f"{name}: there is no such object of this store; names are those of ls and show, as sst/….arrow"
 
 
 def _verdict(found: CollectionInput, name: str) -> tuple[bool, str]:

@@ -23,7 +23,7 @@ from statebackend.errors import ObjectMissingError
 from statebackend.objectstore import open_object_store
 from statebackend.objectstore_base import Data, ObjectStore, PutResult
 
-__all__ = ["RootedObjectStore", "absolute_url", "inherited_name", "is_inherited", "root_opener"]
+__all__ = ["RootedObjectStore", "absolute_url", "inherited_name", "is_inherited", "options_of_root", "root_opener"]
 
 _INHERITED = re.compile(r"root/(\d+)/(.+)")
 
@@ -61,11 +61,18 @@ def root_opener(
     """
 
     def open_root(root: str) -> ObjectStore:
-        alike = _protocol(root) == _protocol(url)
-        options = (root_options or {}).get(root, storage_options if alike else None)
+        options = options_of_root(root, url, storage_options, root_options)
         return open_object_store(root, executor, storage_options=options, allow_unsafe_create=True, timeout_s=timeout_s)
 
     return open_root
+
+
+def options_of_root(
+    root: str, url: str, storage_options: Mapping[str, Any] | None, root_options: RootOptions | None
+) -> Mapping[str, Any] | None:
+    """The storage options of another store, as in `root_opener`."""
+    alike = _protocol(root) == _protocol(url)
+    return (root_options or {}).get(root, storage_options if alike else None)
 
 
 class RootedObjectStore:

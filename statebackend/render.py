@@ -22,6 +22,7 @@ from statebackend.tables import TableSpec
 __all__ = [
     "branches_table",
     "byte_size",
+    "counted",
     "figures_table",
     "files_table",
     "identity_table",
@@ -33,6 +34,11 @@ __all__ = [
     "schema_table",
     "tables_table",
 ]
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """So many of something: ``1 file``, ``1,200 files``."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 class TitledTable(Table):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from statebackend.errors import CheckpointNotFoundError, CommitConflictError, CorruptionError
@@ -19,7 +18,7 @@ from statebackend.manifest import Branch, Manifest, Pin, Savepoint
 from statebackend.manifest_codec import decode_manifest, encode_manifest
 from statebackend.manifest_store import Clock, FenceableManifest, ManifestStore, SystemClock, manifest_name, new_id
 from statebackend.objectstore import PutResult, open_object_store
-from statebackend.objectstore_roots import RootedObjectStore, absolute_url, root_opener
+from statebackend.objectstore_roots import RootedObjectStore, absolute_url, options_of_root, root_opener
 from statebackend.objectstore_wrappers import RetryingObjectStore
 from statebackend.retention import CopyCommit, DropCommit, KeptCheckpoint
 from statebackend.runtime import IsolatedRuntime
@@ -45,7 +44,10 @@ class CopyOf(Protocol[_C_co]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Toolbox:
-    """One store and the collaborators of one call. ``elsewhere`` opens another store on the same runtime."""
+    """One store and the collaborators of one call. ``elsewhere`` opens another store on the same runtime.
+
+    Without options of its own that one gets those that `options_of_root` gives it.
+    """
 
     url: str
     objects: RetryingObjectStore
@@ -187,6 +189,11 @@ def open_toolbox(
     rooted = RootedObjectStore(own, root_opener(url, runtime.io_executor, storage_options, root_options))
     clock, rng = clock or SystemClock(), random.SystemRandom()
     objects = RetryingObjectStore(rooted, sleep=clock.sleep, rng=rng)
+
+    def elsewhere(other: str, options: Options = None) -> Toolbox:
+        given = options_of_root(other, url, storage_options, root_options) if options is None else options
+        return open_toolbox(runtime, other, given, root_options, clock=clock)
+
     return Toolbox(
         url=absolute_url(url),
         objects=objects,
@@ -194,7 +201,7 @@ def open_toolbox(
         manifests=ManifestStore(objects),
         clock=clock,
         rng=rng,
-        elsewhere=partial(open_toolbox, runtime, root_options=root_options, clock=clock),
+        elsewhere=elsewhere,
     )
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from statebackend import StateStore, StoreSettings
+from statebackend.cli import main
 from statebackend.errors import (
     AtomicCreateError,
     ObjectMissingError,
@@ -380,3 +381,33 @@ def test_with_a_disk_cache_a_second_opening_gets_no_file_from_the_server(
     said = [f"{r.getMessage()} {r.__dict__}" for r in caplog.records if r.name.startswith("statebackend")]
     assert said
     assert not [line for line in said if KEY in line or SECRET in line]
+
+
+def test_every_command_reaches_a_store_by_storage_options(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The options also reach a branch and its parent, which lie under the same protocol."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("STATE_SECRET", SECRET)
+    given = {"key": KEY, "secret": "env:STATE_SECRET", "endpoint_url": s3.endpoint}
+    given["client_kwargs.region_name"] = "us-east-1"
+    options = [part for key, value in given.items() for part in ("--storage-option", f"{key}={value}")]
+    url, new = (f"s3://{BUCKET}/{uuid.uuid4().hex}" for _ in range(2))
+    commands = [
+        ["bench", url, "--prefill", "200", "--batch-rows", "50", "--threads", "2"],
+        ["ls", url], ["show", url], ["metrics", url], ["compact", url, "--all"], ["gc", url], ["verify", url],
+        ["savepoint", url, "--name", "one"], ["savepoint", url],
+        ["clone", url, new, "--savepoint", "one"], ["branches", url], ["verify", new], ["compact", new, "--all"],
+        ["gc", new], ["verify", new], ["rollback", url, "--savepoint", "one"],
+        ["savepoint", url, "--name", "one", "--drop"],
+    ]  # fmt: skip
+    for command in commands:
+        code = main([*command, *options])
+        out = capsys.readouterr()
+        assert code == 0, (command, out)
+        assert SECRET not in out.out + out.err
+    assert main(["ls", url, "--storage-option", "endpoint_url=no-url-of-a-server", *options[:4]]) in (1, 2)
+    said = capsys.readouterr().err
+    assert "endpoint" in said
+    assert "no-url-of-a-server" not in said
