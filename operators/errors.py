@@ -20,6 +20,7 @@ found. Wrong arguments are ``ValueError`` or ``TypeError``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from statebackend import SchemaMismatchError
@@ -37,6 +38,9 @@ __all__ = [
     "UserFunctionError",
     "shown",
 ]
+
+
+_RAISED_IN_UDF = re.compile(r"PyErr \{ type: <class '[^']*'>, value: (?P<error>.*?), traceback: ", re.DOTALL)
 
 
 def shown(position: object) -> str:
@@ -89,10 +93,14 @@ class SchemaError(OperatorError):
 
 
 class UserFunctionError(OperatorError):
-    """A function given by the user raised; ``__cause__`` is its error."""
+    """A function given by the user raised; ``__cause__`` is its error, with the traceback as text if it was a UDF."""
 
     def __init__(self, operator_id: str, *, position: object, cause: BaseException) -> None:
-        super().__init__(f"{operator_id}: the user's function raised {cause!r} at {position}")
+        # DataFusion wraps the error of a Python function into text, with the whole traceback quoted.
+        wrapped = _RAISED_IN_UDF.search(str(cause))
+        raised = wrapped["error"] if wrapped else repr(cause)
+        where = shown(position) if isinstance(position, Mapping) else position
+        super().__init__(f"{operator_id}: the user's function raised {raised} at {where}")
         self.operator_id = operator_id
         self.position = position
 

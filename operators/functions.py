@@ -26,10 +26,20 @@ from operators.graph import Port, StateNote
 from operators.runtime import BaseOperator, BuildContext, Cursor, Operator, Output, user_error
 from operators.windows import MAX_WATERMARK
 
-__all__ = ["AsyncFunction", "BatchFunction", "FunctionKind", "FunctionNode", "OnError", "Rows"]
+__all__ = ["AsyncFunction", "BatchFunction", "FunctionKind", "FunctionNode", "OnError", "Rows", "all_rows"]
 
 Rows: TypeAlias = pa.RecordBatch | pa.Table | Iterable[pa.RecordBatch] | None
 """What a function may return: rows in one or several pieces, or nothing."""
+
+
+def all_rows(result: Iterable[Mapping[str, Any]] | None) -> list[Mapping[str, Any]]:
+    """What a function of a row returned, or None for nothing; all of it before any is used, as a generator may raise.
+
+    Raises `TypeError` for a single row.
+    """
+    if isinstance(result, Mapping):
+        raise TypeError("it must return rows (a list, or yield them), not one row")
+    return list(result or ())
 
 
 class OnError(StrEnum):
@@ -108,7 +118,7 @@ class _Function(BaseOperator):
     def _conform(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         schema = self._node.schema
         if not isinstance(batch, pa.RecordBatch):
-            raise SchemaError(f"{self.operator_id}: the function returned a {type(batch).__name__}, not Arrow rows")
+            raise SchemaError(f"{self.operator_id}: the function returned {type(batch).__name__}, not Arrow rows")
         if batch.schema.names != schema.names or batch.schema.types != schema.types:
             raise SchemaError(
                 f"{self.operator_id}: the function returned columns\n{batch.schema.remove_metadata()}\n"
@@ -142,7 +152,7 @@ class BatchFunction(_Function):
         failed: list[int] = []
         for number, row in enumerate(batch.to_pylist()):
             try:
-                found.extend(self._node.function(row))
+                found.extend(all_rows(self._node.function(row)))
             except Exception as error:  # noqa: BLE001 - the user's
                 if self._node.on_error is OnError.RAISE:
                     self._fail(batch, f"row {number} of {self._cursor}", error)
@@ -151,7 +161,7 @@ class BatchFunction(_Function):
             self.failed.emit(batch.take(failed))
         try:
             rows = pa.RecordBatch.from_pylist(found, schema=self._node.schema)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, AttributeError) as error:
+        except (pa.ArrowInvalid, TypeError, AttributeError) as error:
             raise SchemaError(
                 f"{self.operator_id}: the function's rows do not fit the declared columns\n{self._node.schema}\n{error}"
             ) from error

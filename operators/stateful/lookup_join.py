@@ -113,7 +113,7 @@ class LookupJoin(BaseOperator):
         self._cursor = context.cursor
         self._lookup: _Lookup
         if isinstance(node.rows, CachedLookup):
-            self._lookup = _Cache(node.right, node.rows, context.clock)
+            self._lookup = _Cache(node.operator_id, node.right, node.rows, context.clock)
         else:
             self._lookup = _Indexed(node.right, node.rows)
 
@@ -152,7 +152,8 @@ class _Indexed:
 class _Cache:
     """Answers of a function. A key that was asked for has an entry per row, or one that says that there is none."""
 
-    def __init__(self, side: JoinSide, lookup: CachedLookup, clock: Callable[[], float]) -> None:
+    def __init__(self, operator_id: str, side: JoinSide, lookup: CachedLookup, clock: Callable[[], float]) -> None:
+        self._operator_id = operator_id
         self._side = side
         self._function = lookup.function
         self._rows_max = lookup.cache_rows // 2
@@ -216,9 +217,11 @@ class _Cache:
         rows = self._function(keys)
         schema = self._side.schema
         if not isinstance(rows, (pa.RecordBatch, pa.Table)):
-            raise SchemaError(f"a lookup must return a RecordBatch or a Table, not {type(rows).__name__}")
+            raise SchemaError(
+                f"{self._operator_id}: a lookup returns a RecordBatch or a Table, not {type(rows).__name__}"
+            )
         if rows.schema.names != schema.names or rows.schema.types != schema.types:
-            raise SchemaError(f"a lookup returned columns\n{rows.schema}\nexpected\n{schema}")
+            raise SchemaError(f"{self._operator_id}: the lookup returned columns\n{rows.schema}\nexpected\n{schema}")
         if isinstance(rows, pa.RecordBatch):
             return rows
         return combined(rows.to_batches(), rows.schema)

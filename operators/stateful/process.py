@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from operators.engine import StatelessPlan, Step
 from operators.errors import SchemaError
-from operators.functions import OnError
+from operators.functions import OnError, all_rows
 from operators.graph import Port, StateNote
 from operators.process import KeyedBatch, KeyedBatchProcess, KeyedProcess, declared_states
 from operators.rows import combined, group_codes
@@ -217,7 +217,7 @@ class _RowProcess(Process):
             for number, (row, key) in enumerate(zip(batch.to_pylist(), key_index.tolist(), strict=True)):
                 before = states.snapshot(key) if skip else None
                 try:
-                    found.extend(self._function.process(row, states.context(key)) or ())
+                    found.extend(all_rows(self._function.process(row, states.context(key))))
                 except Exception as error:
                     if before is None:
                         raise user_error(self.operator_id, f"row {number} of {self._cursor}", error) from error
@@ -246,7 +246,7 @@ class _RowProcess(Process):
                 if ("delete", time) in states.timers[key]:
                     continue  # taken back by a timer that fired before it
                 try:
-                    found.extend(function(time, states.context(key)) or ())
+                    found.extend(all_rows(function(time, states.context(key))))
                 except Exception as error:
                     raise user_error(self.operator_id, f"the timer of {time} ms", error) from error
         self._emit(found)
@@ -256,7 +256,7 @@ class _RowProcess(Process):
         schema = self._node.function.schema
         try:
             batch = pa.RecordBatch.from_pylist(rows, schema=schema)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, AttributeError) as error:
+        except (pa.ArrowInvalid, TypeError, AttributeError) as error:
             raise SchemaError(f"{self.operator_id}: the function's rows do not fit\n{schema}\n{error}") from error
         self.output.emit(batch)
 

@@ -42,13 +42,13 @@ class FunctionVerbs(StreamBase):
 
     def flat_map(
         self,
-        function: Callable[[Mapping[str, Any]], Iterable[Mapping[str, Any]]],
+        function: Callable[[Mapping[str, Any]], Iterable[Mapping[str, Any]] | None],
         schema: pa.Schema | None = None,
         *,
         on_error: str = "raise",
         name: str | None = None,
     ) -> Self:
-        """Call a function on every row, a dict; it returns any number of dicts. Python per row: slow."""
+        """Call a function on every row, a dict; it returns any number of dicts, or None. Python per row: slow."""
         return self._function(FunctionKind.ROWS, function, schema, on_error, name)
 
     def map_async(

@@ -79,9 +79,11 @@ def one_shot(
 
 
 def as_multiset(table: pa.Table) -> Counter[tuple[Any, ...]]:
-    """The rows, floats rounded to nine digits: merging orders differ."""
+    """The rows, floats rounded to nine digits: merging orders differ. NaN equals NaN."""
 
     def plain(value: Any) -> Any:
+        if isinstance(value, float) and math.isnan(value):
+            return "NaN"
         return float(f"{value:.9g}") + 0.0 if isinstance(value, float) else value
 
     return Counter(tuple(plain(v) for v in row.values()) for row in table.to_pylist())

@@ -191,8 +191,10 @@ def test_no_thread_is_left_when_a_job_fails_with_calls_under_way() -> None:
 def test_results_of_other_columns_are_refused() -> None:
     with pytest.raises(SchemaError, match=r"returned columns\nx"):
         run(lambda s: s.map_batches(lambda b: pa.record_batch({"x": [1.5]}), pa.schema([("x", pa.int64())])))
-    with pytest.raises(SchemaError, match="returned a int"):
+    with pytest.raises(SchemaError, match="returned int"):
         run(lambda s: s.map_batches(lambda b: [1]))  # type: ignore[list-item]
+    with pytest.raises(UserFunctionError, match="must return rows"):
+        run(lambda s: s.flat_map(dict))
     stream = StreamContext().from_batches(TABLE, event_time="t")
     without = stream.map_batches(double, pa.schema([("v", pa.int64())]))
     with pytest.raises(SchemaError, match="has no column 't' of its type"):

@@ -135,7 +135,7 @@ def test_a_function_that_fails_or_returns_something_else_is_named() -> None:
     assert caught.value.operator_id == "names"
     with pytest.raises(SchemaError, match=r"(?s)returned columns.*expected"):
         looked_up(table, lambda keys: keys, schema=NAMES.schema)
-    with pytest.raises(SchemaError, match="must return a RecordBatch or a Table, not dict"):
+    with pytest.raises(SchemaError, match="returns a RecordBatch or a Table, not dict"):
         looked_up(table, lambda keys: {}, schema=NAMES.schema)
 
 
