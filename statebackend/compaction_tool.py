@@ -178,9 +178,8 @@ class ToolCompaction:
                     logger.warning("%s: cannot look for new files, to be tried again: %s", self._tools.url, error)
                 lanes.add(asyncio.create_task(compactor.run_if_due()))
                 await self._tools.clock.sleep(_INTERVAL_S)
-                ended = {task for task in lanes if task.done()}
-                lanes -= ended
-                for task in ended:
+                for task in [task for task in lanes if task.done()]:
+                    lanes.discard(task)  # the others are looked at below, should this one raise
                     task.result()
         finally:
             _abandon(lanes)
