@@ -17,6 +17,9 @@ steps, and what identifies a window is its end::
     length 6, step 2     windows  [0 2) [0 4) [0 6)  [6 8) [6 10) ...
                          panes    |0 |2 |4 |6 |8 |10 ...
 
+Several kinds of windows over the same rows (`WindowSet`) share their panes, which are as long as all lengths and
+slides can be divided by; what identifies a window tells its kind too.
+
 Invariants:
 
 * Every time lies in exactly one pane, and in no pane if ``slide > length`` leaves it in a gap.
@@ -31,12 +34,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
+from math import gcd
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MAX_WATERMARK", "CumulateSpec", "Duration", "Int64Array", "WindowSpec", "Windows", "milliseconds"]
+__all__ = [
+    "MAX_WATERMARK",
+    "CumulateSpec",
+    "Duration",
+    "Int64Array",
+    "WindowSet",
+    "WindowSpec",
+    "Windows",
+    "milliseconds",
+]
 
 Int64Array: TypeAlias = npt.NDArray[np.int64]
 Duration: TypeAlias = timedelta | int
@@ -64,8 +77,8 @@ def milliseconds(duration: Duration, what: str) -> int:
 class Windows(Protocol):
     """A rule that says which windows there are. A window is identified by one integer, its start or its end.
 
-    All arguments and results are epoch milliseconds; identities in results
-    ascend, and so do the bounds that belong to them.
+    All arguments and results are epoch milliseconds; identities in results ascend, and so do the starts that
+    belong to them.
     """
 
     @property
@@ -294,3 +307,95 @@ class CumulateSpec:
     def fired_before(self, watermark: int) -> int:
         """The end of the last window that has fired."""
         return watermark // self.step * self.step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowSet:
+    """Several kinds of windows over the same panes. Window ``start`` of kind i is ``start * len(kinds) + i``."""
+
+    kinds: tuple[WindowSpec, ...]
+    single_pane: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.kinds:
+            raise ValueError("windows: give at least one length")
+        if twice := [kind.described() for n, kind in enumerate(self.kinds) if kind in self.kinds[:n]]:
+            raise ValueError(f"windows: {twice[0]} is there twice")
+        if len({kind.allowed_lateness for kind in self.kinds}) > 1:
+            raise ValueError("windows: all kinds have one allowed_lateness")
+
+    @property
+    def pane(self) -> int:
+        """The length of a pane."""
+        return gcd(*(n for kind in self.kinds for n in (kind.length, kind.slide)))
+
+    @property
+    def length(self) -> int:
+        """Of the longest window."""
+        return max(kind.length for kind in self.kinds)
+
+    @property
+    def allowed_lateness(self) -> int:
+        """How long after its end a window can still change."""
+        return self.kinds[0].allowed_lateness
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether some times lie in no window."""
+        return all(kind.has_gaps for kind in self.kinds)
+
+    @property
+    def panes_per_window(self) -> int:
+        """How many panes a window holds at most."""
+        return self.length // self.pane
+
+    def described(self) -> str:
+        """For people."""
+        return " and ".join(kind.described() for kind in self.kinds)
+
+    def parameters(self) -> dict[str, Any]:
+        """What must agree when a job is restored."""
+        return {"windows": [kind.parameters() for kind in self.kinds]}
+
+    def kind_of(self, windows: Int64Array) -> Int64Array:
+        """Which kind each window is of."""
+        kinds: Int64Array = np.mod(windows, len(self.kinds))
+        return kinds
+
+    def inside(self, times: Int64Array, per_ms: int = 1) -> npt.NDArray[np.bool_]:
+        """Which times lie in a window at all."""
+        found: npt.NDArray[np.bool_] = np.any([kind.inside(times, per_ms) for kind in self.kinds], axis=0)
+        return found
+
+    def pane_starts(self, times: Int64Array, per_ms: int = 1) -> Int64Array:
+        """The start (ms) of the pane that holds each time."""
+        starts: Int64Array = np.floor_divide(times, self.pane * per_ms) * self.pane
+        return starts
+
+    def bounds(self, windows: Int64Array) -> tuple[Int64Array, Int64Array]:
+        """Start and end of the windows with these identities."""
+        starts = np.floor_divide(windows, len(self.kinds))
+        lengths = np.asarray([kind.length for kind in self.kinds], dtype=np.int64)
+        return starts, starts + lengths[self.kind_of(windows)]
+
+    def firing(self, panes: Iterable[int], after: int | None, upto: int) -> list[int]:
+        """The windows with ``after < end <= upto`` that hold one of the panes."""
+        live, count = list(panes), len(self.kinds)
+        found: list[int] = []
+        for number, kind in enumerate(self.kinds):
+            held = [pane for pane in live if kind.pane_of(pane) is not None]
+            found.extend(start * count + number for start in kind.firing(held, after, upto))
+        return sorted(found)
+
+    def next_end(self, pane: int, after: int | None) -> int | None:
+        """The end of the first window that holds the pane and ends after ``after``; None if all have ended."""
+        ends = [kind.next_end(pane, after) for kind in self.kinds if kind.pane_of(pane) is not None]
+        return min((end for end in ends if end is not None), default=None)
+
+    def closed_before(self, watermark: int) -> int:
+        """The earliest time that any kind still needs."""
+        return min(kind.closed_before(watermark) for kind in self.kinds)
+
+    def fired_before(self, watermark: int) -> int:
+        """The end of the last window of any kind that has fired."""
+        return max(kind.fired_before(watermark) for kind in self.kinds)

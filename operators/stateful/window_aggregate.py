@@ -106,7 +106,7 @@ class WindowNode:
         early = "" if self.emit_every is None else f", emitted early every {self.emit_every} ms"
         lateness = self.windows.allowed_lateness
         late = f", updated by rows up to {lateness} ms late" if lateness else ""
-        return f"window {self.operator_id}: {', '.join(result)} over {self.windows.described()}{early}{late}"
+        return f"{self._verb} {self.operator_id}: {', '.join(result)} over {self.windows.described()}{early}{late}"
 
     @property
     def state(self) -> tuple[StateNote, ...]:
@@ -128,7 +128,7 @@ class WindowNode:
 
     def build(self, context: BuildContext) -> WindowAggregate:
         """The operator, restored."""
-        return WindowAggregate(
+        return self._operator_type()(
             self.operator_id,
             windows=self.windows,
             emit_every=self.emit_every,
@@ -140,6 +140,13 @@ class WindowNode:
             workers=context.workers,
             cursor=context.cursor,
         )
+
+    @property
+    def _verb(self) -> str:
+        return "window"
+
+    def _operator_type(self) -> type[WindowAggregate]:
+        return WindowAggregate
 
 
 class WindowAggregate(BaseOperator):
@@ -240,9 +247,12 @@ class WindowAggregate(BaseOperator):
             self._move_bounds(watermark)
         if watermark == MAX_WATERMARK:
             self.late.advance(watermark)
-            self.output.advance(watermark)
-        else:
-            self.output.advance(watermark - self._windows.length - self._windows.allowed_lateness)
+        self._hand_on(watermark)
+
+    def _hand_on(self, watermark: int) -> None:
+        """The event time of the results: starts of windows that may still come."""
+        behind = 0 if watermark == MAX_WATERMARK else self._windows.length + self._windows.allowed_lateness
+        self.output.advance(watermark - behind)
 
     def _emits_early(self, watermark: int) -> bool:
         """Whether this watermark passes a multiple of ``emit_every``."""
@@ -370,7 +380,7 @@ class WindowAggregate(BaseOperator):
 
     def _finalise(self, windows: list[int]) -> list[pa.RecordBatch]:
         starts, ends = self._windows.bounds(np.asarray(windows, dtype=np.int64))
-        states = self._table.scan(time_range=(int(starts[0]), int(ends[-1])), merged=False)
+        states = self._table.scan(time_range=(int(starts[0]), int(ends.max())), merged=False)
         if not self._windows.single_pane:
             states = self._replicate(states, windows)
         elif len(states) * _BATCH_ROWS_MIN > sum(s.num_rows for s in states):
@@ -423,7 +433,11 @@ class WindowAggregate(BaseOperator):
                 windows = _times_of(result)
             bounds = (pa.array(times).view(self._pane_type) for times in self._windows.bounds(windows))
             columns = [*bounds, *result.columns[1:]]
-            self.output.emit(pa.RecordBatch.from_arrays(columns, schema=self._result_schema))
+            self._emit_windows(windows, pa.RecordBatch.from_arrays(columns, schema=self._result_schema))
+
+    def _emit_windows(self, windows: Int64Array, rows: pa.RecordBatch) -> None:  # noqa: ARG002
+        """Emit results; ``windows`` identifies that of each row."""
+        self.output.emit(rows)
 
     # -- progress
 

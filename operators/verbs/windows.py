@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import pyarrow as pa
@@ -15,10 +15,11 @@ from operators.errors import SchemaError
 from operators.graph import Port
 from operators.stateful.count_window import WINDOW_NUMBER, CountWindowNode, count_window_schema
 from operators.stateful.session_window import SESSION_TIME, SessionNode, session_schema, session_time_type
+from operators.stateful.shared_windows import SharedWindowNode
 from operators.stateful.window_aggregate import WINDOW_END, WINDOW_START, WindowNode, window_schema
 from operators.verbs.base import Column, StreamBase, expression_text
 from operators.watermark import EventTimeColumn
-from operators.windows import CumulateSpec, Duration, Windows, WindowSpec, milliseconds
+from operators.windows import CumulateSpec, Duration, Windows, WindowSet, WindowSpec, milliseconds
 
 __all__ = ["WindowVerbs"]
 
@@ -39,7 +40,8 @@ class WindowVerbs(StreamBase):
     ) -> Self:
         """Aggregate by group in event-time windows ``[start, start + length)`` aligned to the epoch.
 
-        ``group_by`` may be empty: one row per window. ``length``, ``slide`` (default: ``length``,
+        ``group_by`` may be empty: one row per window. All ``aggregates`` share one pass over the rows (and several
+        lengths do with `windows`). ``length``, ``slide`` (default: ``length``,
         tumbling), ``allowed_lateness`` and ``emit_every`` are timedeltas or integer milliseconds. The
         result has ``window_start_time`` and ``window_end_time`` (timestamp[ms] in the zone of the event
         time), the group columns and the aggregates. A window is emitted when the watermark reaches its
@@ -58,7 +60,37 @@ class WindowVerbs(StreamBase):
         late = milliseconds(allowed_lateness, "allowed_lateness")
         spec = WindowSpec(length=span, slide=step, allowed_lateness=late)
         words = [str(span), *([str(step)] if step != span else [])]
-        return self._windowed("window", group_by, aggregates, spec, words, emit_every, name)
+        return self._windows_of(*self._windowed("window", group_by, aggregates, spec, words, emit_every, name))
+
+    def windows(
+        self,
+        group_by: Sequence[Column] | Column,
+        aggregates: Sequence[Expr] | Expr,
+        lengths: Sequence[Duration | tuple[Duration, Duration]],
+        *,
+        allowed_lateness: Duration = 0,
+        emit_every: Duration | None = None,
+        name: str | None = None,
+    ) -> tuple[Self, ...]:
+        """Aggregate in windows of several lengths at the cost of one pass over the rows.
+
+        ``lengths``: a length each, or a pair of length and slide. Returns a stream for each, in this order, with
+        columns, emission and event time as of `window`. Every row is aggregated once, per group and pane; a pane is as
+        long as all lengths and slides can be divided by, so they should be multiples of each other. A row is late, and
+        among the `late_rows` of any of the streams, if it is too late for all of them; else it counts where it is not.
+
+        State: one row of partial states per group and pane, until the longest window closes. Raises as `window`.
+        """
+        late = milliseconds(allowed_lateness, "allowed_lateness")
+        kinds = []
+        for size in lengths:
+            length, slide = size if isinstance(size, tuple) else (size, size)
+            span, step = milliseconds(length, "window length"), milliseconds(slide, "window slide")
+            kinds.append(WindowSpec(length=span, slide=step, allowed_lateness=late))
+        spec = WindowSet(kinds=tuple(kinds))
+        words = [str(kind.length) for kind in kinds]
+        node, updates = self._windowed("windows", group_by, aggregates, spec, words, emit_every, name)
+        return tuple(self._windows_of(node, updates, number) for number in range(len(kinds)))
 
     def cumulate_window(
         self,
@@ -84,7 +116,7 @@ class WindowVerbs(StreamBase):
             allowed_lateness=milliseconds(allowed_lateness, "allowed_lateness"),
         )
         words = [str(spec.step), str(spec.length)]
-        return self._windowed("cumulate", group_by, aggregates, spec, words, None, name)
+        return self._windows_of(*self._windowed("cumulate", group_by, aggregates, spec, words, None, name))
 
     def session_window(
         self,
@@ -177,7 +209,8 @@ class WindowVerbs(StreamBase):
         words: Sequence[str],
         emit_every: Duration | None,
         name: str | None,
-    ) -> Self:
+    ) -> tuple[WindowNode, Updates | None]:
+        """The node of a windowed aggregation, and how its results correct themselves."""
         event_time = self._window_time(verb)
         early = None if emit_every is None else milliseconds(emit_every, "emit_every")
         if early is not None and early <= 0:
@@ -187,7 +220,8 @@ class WindowVerbs(StreamBase):
         schema = self._schema.append(pa.field(WINDOW_START, pa.timestamp("ms", zone)))
         aggregation = self._compile(verb, schema, [column_named(WINDOW_START), *keys], functions)
         groups = aggregation.merger.key_schema.names[1:]
-        node = WindowNode(
+        node_type: Callable[..., WindowNode] = SharedWindowNode if isinstance(spec, WindowSet) else WindowNode
+        node = node_type(
             operator_id=self._claim(name, verb, *groups, *words),
             input=self._port,
             input_schema=self._schema,
@@ -203,7 +237,11 @@ class WindowVerbs(StreamBase):
             why = "allowed_lateness" if spec.allowed_lateness else "emit_every"
             key = (WINDOW_START, WINDOW_END, *groups)
             updates = Updates(key=key, changelog=False, because=f"{verb} {node.operator_id} has {why}")
-        return self._derive(Port(node), window_schema(aggregation), event_time=WINDOW_START, updates=updates)
+        return node, updates
+
+    def _windows_of(self, node: WindowNode, updates: Updates | None, output: int = 0) -> Self:
+        schema = window_schema(node.aggregation)
+        return self._derive(Port(node, output), schema, event_time=WINDOW_START, updates=updates)
 
     def _window_time(self, verb: str) -> str:
         self._require_append_only(verb)

@@ -188,6 +188,12 @@ two("union", lambda a, b: a.select("t", "k").union(b.select(col("u").alias("t"),
 
 
 @story
+def windows_of_several_lengths(streams: Streams) -> dict[str, DataStream]:
+    short, long = streams["left"].windows("k", totals(), [500, (1_500, 500)])
+    return {"out": short, "long": long, "late": long.late_rows()}
+
+
+@story
 def failed_rows(streams: Streams) -> dict[str, DataStream]:
     mapped = streams["left"].flat_map(odd, on_error="skip")
     return {"out": mapped, "failed": mapped.failed_rows()}
