@@ -22,6 +22,7 @@ def test_the_python_examples_of_the_readme_run(tmp_path: Path, monkeypatch: pyte
             "sched_time": [start + timedelta(minutes=5 * i) for i in range(rows)],
             "origin": [("JFK", "LGA", "EWR")[i % 3] for i in range(rows)],
             "carrier": [("AA", "UA")[i % 2] for i in range(rows)],
+            "flight": [i % 70 for i in range(rows)],
             "dep_delay": [None if i % 50 == 0 else float(i % 40) for i in range(rows)],
         }
     )
