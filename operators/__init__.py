@@ -15,7 +15,7 @@ General layout, from the ground up (each module imports only from those above it
     stateful                      operators that keep state, one module per family
     source_driver  pipeline       how what was built becomes what runs
     report  checkpoint  job       the run: barriers, commits, the loop
-    verbs  stream  context        the user's face
+    verbs  stream  sql  context   the user's face
     testing                       a harness for tests of streams
     topics  denormalized          topics of messages; the API of Denormalized
     exit_codes  flights  demo  nexmark  cli   ``python -m operators``
@@ -32,6 +32,7 @@ from operators.errors import (
     SinkOccupiedError,
     SourceChangedError,
     SourceNotReplayableError,
+    UnsupportedQueryError,
     UserFunctionError,
 )
 from operators.job import Job
@@ -71,6 +72,7 @@ __all__ = [
     "SourceChangedError",
     "SourceNotReplayableError",
     "StreamContext",
+    "UnsupportedQueryError",
     "UserFunctionError",
     "ValueState",
 ]

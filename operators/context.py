@@ -9,7 +9,8 @@ from datetime import timedelta
 from pathlib import PurePath
 from typing import Any
 
-from datafusion import AggregateUDF
+import pyarrow as pa
+from datafusion import AggregateUDF, ScalarUDF
 
 from operators.checkpoint import Hook, Trigger
 from operators.errors import SchemaError
@@ -17,6 +18,8 @@ from operators.graph import Graph, Port, SourceNode, derived_id, explain
 from operators.job import Job, JobSettings, ProgressCallback
 from operators.report import JobResult
 from operators.sources import CsvSource, IterableSource, ParquetSource, Source
+from operators.sql.catalog import planning_session
+from operators.sql.planner import plan_query
 from operators.stream import DataStream
 from operators.watermark import BadEventTime, EventTimeColumn, EventTimeSpec
 from operators.windows import Duration, milliseconds
@@ -67,6 +70,9 @@ class StreamContext:
         self.name = name
         self.graph = Graph()
         self.udafs = tuple(udafs)
+        self._udfs: dict[str, ScalarUDF] = {}
+        self._streams: dict[str, DataStream] = {}
+        self._tables: dict[str, pa.Table] = {}
         self._state = state
         threads = {} if worker_threads is None else {"worker_threads": worker_threads}
         self._settings = JobSettings(
@@ -83,6 +89,49 @@ class StreamContext:
     def register_udaf(self, udaf: AggregateUDF) -> None:
         """A Python aggregate function that windows built from now on may use."""
         self.udafs = (*(u for u in self.udafs if u.name != udaf.name), udaf)
+
+    # -- SQL
+
+    def register(self, name: str, relation: DataStream | pa.Table) -> None:
+        """Give a stream, or a table to join streams with, a name for `sql`.
+
+        A table is read as it is now. Raises `ValueError` if the name is taken, or the stream is another job's.
+        """
+        if name in self._streams or name in self._tables:
+            raise ValueError(f"register: there is a stream or table {name!r} already")
+        if isinstance(relation, pa.Table):
+            self._tables[name] = relation
+            return
+        if relation.context is not self:
+            raise ValueError(f"register: the stream {name!r} belongs to another context")
+        self._streams[name] = relation
+
+    def register_udf(self, udf: ScalarUDF) -> None:
+        """A Python scalar function that queries built from now on may call."""
+        self._udfs[udf.name] = udf
+
+    def sql(self, query: str, *, name: str = "sql") -> DataStream:
+        """The stream of the rows of a query, planned by DataFusion over the registered streams.
+
+        What is known: SELECT, WHERE, expressions, CTEs, subqueries in FROM, UNION ALL; GROUP BY with a window
+        (``tumble(ts, INTERVAL '10 seconds')``, ``hop(ts, slide, size)``, ``session(ts, gap)``, ``cumulate(ts, step,
+        size)``, ``date_bin(size, ts)``), whose bounds are ``window_start_time()`` and ``window_end_time()``; GROUP BY
+        without one, and DISTINCT, as changelogs (column ``op``, see `DataStream.aggregate`); joins by keys and
+        BETWEEN on event time (see `DataStream.join_on`), and with registered tables (`DataStream.lookup_join`);
+        ``row_number() OVER (PARTITION BY … ORDER BY …)`` bounded by ``<= n`` or ``= 1`` (`DataStream.top_n`,
+        `DataStream.deduplicate`).
+
+        ``name`` begins the ids of the query's operators, which name their state: two queries of one job with the same
+        kinds of operators need two names.
+
+        The result differs from that of the same query over all rows at once where a stream does: late rows are left
+        out of windows, and a GROUP BY over no rows at all has no row, even without keys.
+
+        Raises `SchemaError` for a query that DataFusion does not understand or whose columns do not fit,
+        `UnsupportedQueryError` for one that cannot run as a stream; it names the part, and what to write instead.
+        """
+        session = planning_session(self._streams, self._tables, list(self._udfs.values()), self.udafs)
+        return plan_query(query, session, self._streams, self._tables, name)
 
     # -- sources
 

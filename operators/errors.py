@@ -8,6 +8,7 @@
       BadInputError           an input cannot be read at all: mend or remove it; the message names it
       BadEventTimeError       a null or far-future event time: filter the row out, or raise the limit
       SchemaError             columns are missing or of another type: change the query or the data
+      UnsupportedQueryError   a part of a SQL query cannot run as a stream: write what the message says
       UserFunctionError       a function of the user raised: mend it; its own error is the cause
       JobMismatchError        the state directory belongs to another job (also a SchemaMismatchError)
       SinkOccupiedError       the output directory holds the output of something else: use another one
@@ -35,6 +36,7 @@ __all__ = [
     "SinkOccupiedError",
     "SourceChangedError",
     "SourceNotReplayableError",
+    "UnsupportedQueryError",
     "UserFunctionError",
     "shown",
 ]
@@ -90,6 +92,15 @@ class BadEventTimeError(OperatorError):
 
 class SchemaError(OperatorError):
     """Columns are missing, or not of the type that was declared."""
+
+
+class UnsupportedQueryError(OperatorError):
+    """A part of a SQL query has no meaning over a stream, or would need all rows at once."""
+
+    def __init__(self, part: str, instead: str) -> None:
+        super().__init__(f"SQL over streams: {part}: {instead}")
+        self.part = part
+        self.instead = instead
 
 
 class UserFunctionError(OperatorError):

@@ -57,6 +57,7 @@ from statebackend.kv import KeyValueStore, open_kv
 from statebackend.lsm_backend import backend_names, open_backend
 from statebackend.memory_backend import MemoryStateBackend, MemoryStateSpace
 from statebackend.metrics import BackgroundStatus, StoreMetrics, TableMetrics, TaskState
+from statebackend.plan_surgery import read_wire, write_wire
 from statebackend.prepared import PreparedPlan
 from statebackend.settings import StoreSettings
 from statebackend.store import StateStore
@@ -110,7 +111,9 @@ __all__ = [
     "open_backend",
     "open_checkpoint",
     "open_kv",
+    "read_wire",
     "rows_equal",
+    "write_wire",
 ]
 
 # A library says nothing by itself: without this, logging prints warnings that no handler of the application takes.

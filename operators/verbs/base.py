@@ -66,6 +66,11 @@ class StreamBase:
         return self._event_time
 
     @property
+    def context(self) -> StreamContext:
+        """The job under construction to which the stream belongs."""
+        return self._context
+
+    @property
     def port(self) -> Port:
         """Where the rows come from: a node of the job's graph, for verbs that take several streams."""
         return self._port

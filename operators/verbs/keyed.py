@@ -113,8 +113,8 @@ class KeyedVerbs(StreamBase):
         once, when the watermark has passed it; rows that come later go to `late_rows`, and state is bounded.
 
         Otherwise partitions go on for ever, and ``emit`` is "changelog" (default) or "upserts", both by partition
-        and rank, which needs ``with_rank`` and ``ties="first"``, or "final", at the end of the input. State: n
-        rows per partition.
+        and rank (by partition alone with n = 1), which needs ``with_rank`` and ``ties="first"``, or "final", at the end
+        of the input. State: n rows per partition.
 
         Raises `SchemaError` for a stream that corrects itself and for wrong columns, `ValueError` for the rest.
         """
@@ -149,7 +149,8 @@ class KeyedVerbs(StreamBase):
         words = [verb, str(n), *columns, *([] if span is None else [str(span)])]
         node = TopNNode(operator_id=self._claim(name, *words), input=self._port, spec=spec)
         event_time = spec.window[0] if span is not None else self._event_time
-        updates = _updates(emitted, (*columns, with_rank or ""), verb, node.operator_id)
+        only = n == 1 and bool(columns)
+        updates = _updates(emitted, columns if only else (*columns, with_rank or ""), verb, node.operator_id)
         return self._derive(Port(node), schema, event_time=event_time, time_note=self._time_note, updates=updates)
 
     def aggregate(

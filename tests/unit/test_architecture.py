@@ -104,7 +104,7 @@ FLOORS = [
     {"graph"},
     {"flow", "functions", "process", "stateful"},
     {"source_driver", "pipeline", "plan_check", "report", "checkpoint", "signals", "job"},
-    {"verbs", "stream", "context"},
+    {"verbs", "stream", "sql", "context"},
     {"topics", "denormalized", "testing", "exit_codes", "flights", "demo", "nexmark", "cli", "__main__"},
 ]
 """The floors of `operators`, from the ground up, as its docstring draws them."""

@@ -1,0 +1,399 @@
+"""From DataFusion's logical plan to streams: one method per kind of node, and a refusal for every other.
+
+The plan is the one that DataFusion makes first. Its optimiser rewrites for rows that end (it merges, reorders and
+turns DISTINCT into aggregates), and what a stream needs to see, windows above all, is plainer before.
+
+Invariant: a node is translated with all of its properties or refused. A part of a query is never passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+from datafusion import Expr, LogicalPlan, SessionContext, lit
+from datafusion import functions as f
+from datafusion.expr import TableScan
+
+from operators.changelog import OP
+from operators.engine import column_named
+from operators.errors import SchemaError, UnsupportedQueryError
+from operators.sql.catalog import planned
+from operators.sql.expressions import as_expr, bare, conjuncts, mentions, output_name, shown
+from operators.sql.joins import join_lookup, join_streams
+from operators.sql.names import BOUND_FUNCTIONS, OperatorNames
+from operators.sql.ranking import first_rows, ranked, split_bound
+from operators.sql.relation import Field, Lookup, Relation, free_name
+from operators.sql.time_functions import Window, is_window, window_of
+from operators.stateful.window_aggregate import WINDOW_END, WINDOW_START
+from operators.stream import DataStream
+
+__all__ = ["plan_query"]
+
+_REFUSED = {
+    "Sort": ("ORDER BY", "a stream has no last row to sort; keep the first n with row_number() <= n in a subquery"),
+    "Limit": (
+        "LIMIT or OFFSET",
+        "the first rows of a stream depend on its batches; use row_number() <= n in a subquery",
+    ),
+    "Unnest": ("UNNEST", "use flat_map() on the stream"),
+    "RecursiveQuery": ("WITH RECURSIVE", "a stream cannot be its own input"),
+    "EmptyRelation": ("a SELECT without FROM", "select from a registered stream"),
+    "Values": ("VALUES", "register the rows as a table and join it"),
+    "Explain": ("EXPLAIN", "call explain() on the stream that sql() returns"),
+    "Subquery": ("LATERAL", "join on an equality of columns"),
+}
+
+
+def plan_query(
+    query: str, session: SessionContext, streams: Mapping[str, DataStream], tables: Iterable[str], name: str
+) -> DataStream:
+    """The stream of a query's rows; see `StreamContext.sql`."""
+    planner = _Planner(session, streams, frozenset(tables), OperatorNames(name))
+    plan = planned(session, query)
+    try:
+        return planner.result(plan)
+    except (ValueError, TypeError) as error:  # of a verb: wrong durations, and the like
+        raise SchemaError(f"sql: {error}") from error
+
+
+class _Planner:
+    def __init__(
+        self,
+        session: SessionContext,
+        streams: Mapping[str, DataStream],
+        tables: frozenset[str],
+        names: OperatorNames,
+    ) -> None:
+        self._session = session
+        self._streams = streams
+        self._tables = tables
+        self._names = names
+        self._handlers: dict[str, Callable[[Any, LogicalPlan], Relation | Lookup]] = {
+            "TableScan": self._scan,
+            "SubqueryAlias": self._alias,
+            "Projection": self._projection,
+            "Filter": self._filter,
+            "Union": self._union,
+            "Aggregate": self._aggregate,
+            "Distinct": self._distinct,
+            "Join": self._join,
+            "WindowExpr": self._window_expr,
+        }
+
+    def walk(self, plan: LogicalPlan) -> Relation | Lookup:
+        """The relation that a node of the plan stands for."""
+        variant = plan.to_variant()
+        kind = type(variant).__name__
+        if handler := self._handlers.get(kind):
+            return handler(variant, plan)
+        part, instead = _REFUSED.get(kind, (plan.display(), "this is not known over streams"))
+        raise UnsupportedQueryError(part, instead)
+
+    def result(self, plan: LogicalPlan) -> DataStream:
+        """The stream with the names that the query gives its columns."""
+        found = None if self._tables_only(plan) else self.walk(plan)
+        if not isinstance(found, Relation):
+            raise UnsupportedQueryError(
+                "a query of tables alone", "select from a registered stream, and join the table"
+            )
+        relation = found.known()
+        names = [field.name for field in relation.fields]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise SchemaError(f"sql: the result has columns {twice} twice; give one an alias, with AS")
+        if [field.column for field in relation.fields] == [n for n in relation.stream.schema.names if n != OP] == names:
+            return relation.stream
+        return self._select(relation, [(column_named(field.column), field.name) for field in relation.fields])
+
+    def _stream_of(self, plan: LogicalPlan, what: str) -> Relation:
+        """The one input of a node, a stream."""
+        found = self.walk(plan.inputs()[0])
+        if isinstance(found, Lookup):
+            raise UnsupportedQueryError(
+                f"{what} over the table {found.alias}", "make it a subquery with a name, and join a stream with it"
+            )
+        return found
+
+    def _tables_only(self, plan: LogicalPlan) -> bool:
+        """Whether a subquery reads registered tables and no stream, so that it can be answered now."""
+        if "(<subquery>)" in plan.display_indent():
+            return False
+        names = _scanned(plan)
+        return bool(names) and names <= self._tables
+
+    # -- sources
+
+    def _scan(self, node: TableScan, _: LogicalPlan) -> Relation | Lookup:
+        name = node.table_name()
+        if name in self._tables:
+            return Lookup(rows=self._session.table(_quoted(name)).to_arrow_table(), alias=name)
+        stream = self._streams[name]
+        columns = [c for c in stream.schema.names if c != OP]
+        return Relation(stream=stream, fields=tuple(Field(relation=name, name=c, column=c) for c in columns))
+
+    def _alias(self, node: Any, plan: LogicalPlan) -> Relation | Lookup:
+        alias = str(node.alias())
+        if self._tables_only(plan):
+            return Lookup(rows=_executed(self._session, plan), alias=alias)
+        found = self.walk(plan.inputs()[0])
+        return replace(found, alias=alias) if isinstance(found, Lookup) else found.renamed(alias)
+
+    # -- row by row
+
+    def _projection(self, node: Any, plan: LogicalPlan) -> Relation | Lookup:
+        found = self._stream_of(plan, "a SELECT")
+        exprs = [as_expr(e) for e in node.projections()]
+        outputs = [output_name(e) for e in exprs]
+        names: list[str] = []
+        picked: list[tuple[Expr, str]] = []
+        ranking = found.ranking
+        waiting = () if ranking is None else _kept(found)
+        reserved = [*found.unseen, *waiting, *(() if ranking is None else (ranking.column,))]
+        for expr, (_, name) in zip(exprs, outputs, strict=True):
+            bound = found.bound(expr, self._session)
+            if ranking is not None and (computed := ranking.computed.get(bound.canonical_name())):
+                bound = column_named(computed)
+            if ranking is not None and ranking.column in _columns(bound, self._session):
+                if bound.variant_name() != "Column":
+                    raise UnsupportedQueryError(shown(expr), "select row_number() as it is, and bound it: rn <= n")
+                names.append(ranking.column)
+                continue
+            plain = bound.to_variant().name() if bound.variant_name() == "Column" else None
+            if plain in waiting:
+                names.append(plain)
+                continue
+            free = name if plain == name and name not in names else free_name(name, [*names, *reserved])
+            names.append(free)
+            picked.append((bound, free))
+        stream = self._select(found, [*picked, *((column_named(c), c) for c in waiting)])
+        fields = tuple(Field(relation=r, name=n, column=c) for (r, n), c in zip(outputs, names, strict=True))
+        return Relation(stream=stream, fields=fields, ranking=ranking)
+
+    def _select(self, relation: Relation, picked: Sequence[tuple[Expr, str]]) -> DataStream:
+        """These expressions under these names, and what goes along unseen; nothing new if that is all there is."""
+        stream = relation.stream
+        pairs = [(c, c) for c in relation.unseen] + _plain_pairs(picked)
+        if stream.updates is not None and (lost := set(stream.updates.key) - {c for c, _ in pairs}):
+            raise UnsupportedQueryError(
+                f"a SELECT without {', '.join(sorted(lost))}",
+                f"{stream.updates.because}, and this tells which row a correction is about: select it too",
+            )
+        if len(pairs) == len(picked) + len(relation.unseen) and pairs == [(c, c) for c in stream.schema.names]:
+            return stream
+        return stream.select(*relation.unseen, *(expr.alias(name) for expr, name in picked))
+
+    def _filter(self, node: Any, plan: LogicalPlan) -> Relation:
+        conditions = list(conjuncts(as_expr(node.predicate())))
+        below = plan.inputs()[0]
+        if type(below.to_variant()).__name__ == "Join" and _join_type(below) == "Inner":
+            found: Relation | Lookup = self._joined(below, conditions)
+        else:
+            found = self._stream_of(plan, "a WHERE")
+            if found.ranking is not None:
+                n, conditions = split_bound(found, conditions, self._session)
+                found = first_rows(found, n, self._names)
+            found = self._filtered(found, conditions)
+        assert isinstance(found, Relation)
+        return found
+
+    def _filtered(self, relation: Relation, conditions: Sequence[Expr]) -> Relation:
+        if not conditions:
+            return relation
+        return replace(relation, stream=relation.stream.filter(*(relation.bound(c, self._session) for c in conditions)))
+
+    def _union(self, _: Any, plan: LogicalPlan) -> Relation:
+        found = [self.walk(child) for child in plan.inputs()]
+        relations = [r.known() for r in found if isinstance(r, Relation)]
+        if len(relations) < len(found):
+            raise UnsupportedQueryError("UNION with a table", "make a stream of it, with from_batches")
+        first = relations[0]
+        names: list[str] = []
+        for field in first.fields:
+            names.append(free_name(field.name, names))
+        kinds = [first.stream.schema.field(field.column).type for field in first.fields]
+        streams = []
+        for relation in relations:
+            for field, kind, name in zip(relation.fields, kinds, names, strict=True):
+                other = relation.stream.schema.field(field.column).type
+                if other != kind:
+                    raise SchemaError(f"sql: UNION: column {name!r} is {kind} here and {other} there: CAST one of them")
+            columns = [(column_named(field.column), name) for field, name in zip(relation.fields, names, strict=True)]
+            streams.append(self._select(relation, columns))
+        fields = tuple(
+            Field(relation=r.relation, name=r.name, column=n) for r, n in zip(first.fields, names, strict=True)
+        )
+        return Relation(stream=streams[0].union(*streams[1:], name=self._names.claim("union")), fields=fields)
+
+    # -- groups
+
+    def _aggregate(self, node: Any, plan: LogicalPlan) -> Relation:
+        found = self._stream_of(plan, "a GROUP BY").known()
+        groups = [as_expr(e) for e in node.group_by_exprs()]
+        calls = [as_expr(e) for e in node.aggregate_exprs()]
+        if any(bare(e).variant_name() == "GroupingSet" for e in groups):
+            raise UnsupportedQueryError("GROUPING SETS, ROLLUP or CUBE", "write one query per grouping, and UNION ALL")
+        places = [i for i, e in enumerate(groups) if self._is_window(found, e)]
+        if len(places) > 1:
+            raise UnsupportedQueryError(
+                "two windows in one GROUP BY", "group twice, the second time over the first result"
+            )
+        window = self._window(found, groups[places[0]]) if places else None
+        stream = found.stream
+        if window is not None:
+            found = _without_bounds(found)
+            stream = found.stream
+        bounds = {i: name for i, e in enumerate(calls) if (name := _bound_function(e)) is not None}
+        if bounds and window is None:
+            raise UnsupportedQueryError(
+                f"{next(iter(bounds.values()))}() without a window", "say GROUP BY tumble(ts, INTERVAL '10 seconds')"
+            )
+        taken = [OP, WINDOW_START, WINDOW_END]
+        keys: list[Expr] = []
+        functions: list[Expr] = []
+        fields: list[Field] = []
+        for number, expr in enumerate([*groups, *calls]):
+            relation, name = output_name(expr)
+            called = bounds.get(number - len(groups))
+            if number in places:
+                column = WINDOW_START
+            elif called is not None:
+                column = called
+            else:
+                column = free_name(name, taken)
+                (keys if number < len(groups) else functions).append(found.bound(expr, self._session).alias(column))
+                taken.append(column)
+            fields.append(Field(relation=relation, name=name, column=column))
+        if not functions:
+            functions = [f.max(lit(1)).alias(free_name("present", taken))]
+        words = [key.schema_name() for key in keys]
+        if window is None:
+            result = stream.aggregate(keys, functions, name=self._names.claim("aggregate", *words))
+        else:
+            name = self._names.claim(window.function, *words, *map(str, window.spans))
+            result = window.aggregate(stream, keys, functions, name)
+        return Relation(stream=result, fields=tuple(fields))
+
+    def _is_window(self, relation: Relation, expr: Expr) -> bool:
+        """Whether a group is a window; a ``date_bin`` of another column than event time is a key like any."""
+        if not is_window(expr):
+            return False
+        if bare(expr).rex_call_operator() != "date_bin":
+            return True
+        places = mentions(expr, self._session)
+        return len(places) == 1 and relation.column(*places[0]) == relation.stream.event_time
+
+    def _window(self, relation: Relation, expr: Expr) -> Window:
+        window = window_of(expr)
+        time = bare(window.time)
+        event_time = relation.stream.event_time
+        if time.variant_name() != "Column" or relation.column(*output_name(time)) != event_time:
+            has = "this stream has none" if event_time is None else f"here that is {event_time!r}"
+            raise UnsupportedQueryError(shown(expr), f"its first argument must be the stream's event time; {has}")
+        return window
+
+    def _distinct(self, _: Any, plan: LogicalPlan) -> Relation:
+        if plan.display().startswith("DistinctOn"):
+            raise UnsupportedQueryError("DISTINCT ON", "use row_number() OVER (PARTITION BY … ORDER BY …) = 1")
+        found = self._stream_of(plan, "a DISTINCT").known()
+        keys = [column_named(field.column) for field in found.fields]
+        taken = [field.column for field in found.fields]
+        if found.stream.updates is not None:
+            raise UnsupportedQueryError(
+                f"DISTINCT of rows that are corrected ({found.stream.updates.because})", "say GROUP BY with a count"
+            )
+        present = f.max(lit(1)).alias(free_name("present", taken))
+        return replace(
+            found, stream=found.stream.aggregate(keys, [present], name=self._names.claim("distinct", *taken))
+        )
+
+    def _window_expr(self, node: Any, plan: LogicalPlan) -> Relation:
+        return ranked(self._stream_of(plan, "a row_number()").known(), node.get_window_expr(), self._session)
+
+    # -- joins
+
+    def _join(self, _: Any, plan: LogicalPlan) -> Relation:
+        return self._joined(plan, [])
+
+    def _joined(self, plan: LogicalPlan, where: list[Expr]) -> Relation:
+        """A join; ``where``: conditions of a filter right above an inner join, which are conditions of it."""
+        node = plan.to_variant()
+        kind = _join_type(plan)
+        if kind in ("LeftSemi", "LeftAnti") and node.null_equals_null():
+            raise UnsupportedQueryError("INTERSECT or EXCEPT", "join on the columns, with a bound on event time")
+        left, right = (self.walk(child) for child in plan.inputs())
+        conditions = [as_expr(a) == as_expr(b) for a, b in node.on()]
+        if (condition := node.filter()) is not None:
+            conditions += conjuncts(as_expr(condition))
+        conditions += where
+        if isinstance(left, Lookup):
+            if isinstance(right, Lookup):
+                raise UnsupportedQueryError("a join of two tables", "join them before they are registered")
+            order = [f"{left.alias}.{name}" for name in left.rows.schema.names]
+            joined, rest = join_lookup(right.known(), left, _mirrored(kind), conditions, self._session, self._names)
+            fields = sorted(joined.fields, key=lambda g: f"{g.relation}.{g.name}" not in order)
+            return self._filtered(replace(joined, fields=tuple(fields)), rest)
+        if isinstance(right, Lookup):
+            joined, rest = join_lookup(left.known(), right, kind, conditions, self._session, self._names)
+            return self._filtered(joined, rest)
+        return join_streams(left.known(), right.known(), kind, conditions, self._session, self._names)
+
+
+def _scanned(plan: LogicalPlan) -> set[str]:
+    """The names of everything that is read below a node."""
+    variant = plan.to_variant()
+    if isinstance(variant, TableScan):
+        return {variant.table_name()}
+    return {name for child in plan.inputs() for name in _scanned(child)}
+
+
+def _executed(session: SessionContext, plan: LogicalPlan) -> pa.Table:
+    """The rows of a plan over tables."""
+    return session.create_dataframe_from_logical_plan(plan).to_arrow_table()
+
+
+def _join_type(plan: LogicalPlan) -> str:
+    return str(plan.to_variant().join_type()).removeprefix("JoinType.")
+
+
+def _mirrored(kind: str) -> str:
+    return {"Left": "Right", "Right": "Left"}.get(kind, kind)
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _kept(relation: Relation) -> tuple[str, ...]:
+    """The columns that a row number waits for, and the event time, which tells which operator computes it."""
+    assert relation.ranking is not None
+    time = relation.stream.event_time
+    return tuple(dict.fromkeys([*relation.ranking.needs, *([time] if time else [])]))
+
+
+def _plain_pairs(picked: Sequence[tuple[Expr, str]]) -> list[tuple[str, str]]:
+    return [(e.to_variant().name(), name) for e, name in picked if e.variant_name() == "Column"]
+
+
+def _columns(expr: Expr, session: SessionContext) -> set[str]:
+    return {name for _, name in mentions(expr, session)}
+
+
+def _bound_function(expr: Expr) -> str | None:
+    inner = bare(expr)
+    if inner.variant_name() != "AggregateFunction":
+        return None
+    name = inner.to_variant().aggregate_type()
+    return name if name in BOUND_FUNCTIONS else None
+
+
+def _without_bounds(relation: Relation) -> Relation:
+    """The relation over a stream without the columns that a window's result begins with, if they have other names."""
+    stream, fields = relation.stream, list(relation.fields)
+    for name in (WINDOW_START, WINDOW_END):
+        if name in stream.schema.names:
+            new = free_name(f"inner_{name}", stream.schema.names)
+            stream = stream.with_column_renamed(name, new)
+            fields = [replace(field, column=new) if field.column == name else field for field in fields]
+    return replace(relation, stream=stream, fields=tuple(fields))

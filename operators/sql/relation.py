@@ -1,0 +1,133 @@
+"""A relation of a query as a stream: which column of the stream each column of the relation is.
+
+The columns of a stream have plain names, each once; those of a relation have a qualifier and a name, and two joined
+relations may share names. A `Relation` maps one to the other. Columns of the stream that are no column of
+the relation (`op` of a changelog) go along unseen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+from datafusion import Expr, SessionContext
+
+from operators.changelog import OP
+from operators.errors import UnsupportedQueryError
+from operators.sql.expressions import rebound
+from operators.stream import DataStream
+
+__all__ = ["Field", "Lookup", "Ranking", "Relation", "free_name", "with_columns"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Field:
+    """A column of a relation, and the stream's column that it is."""
+
+    relation: str | None
+    name: str
+    column: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking:
+    """A ``row_number()`` that is not computed yet: it takes a filter on the number to make it bounded.
+
+    ``partition``, ``order``: columns of the stream; of ``order`` with whether it ascends and whether nulls come first.
+    ``column``: the stream's column that the number would be. ``computed``: expressions, as text, that are columns of
+    the stream because the number needs them.
+    """
+
+    partition: tuple[str, ...]
+    order: tuple[tuple[str, bool, bool], ...]
+    column: str
+    computed: Mapping[str, str]
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The columns that must be there when the number is computed."""
+        return tuple(dict.fromkeys([*self.partition, *(column for column, _, _ in self.order)]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relation:
+    """A stream with the columns that the query sees, in their order."""
+
+    stream: DataStream
+    fields: tuple[Field, ...]
+    ranking: Ranking | None = None
+
+    def column(self, relation: str | None, name: str) -> str:
+        """The stream's column for a column of the query."""
+        found = [f for f in self.fields if f.name == name and relation in (f.relation, None)]
+        found = found or [f for f in self.fields if f.name == name and f.relation is None]
+        exact = [f for f in found if f.relation == relation]
+        found = exact or found
+        if len(found) != 1:
+            what = name if relation is None else f"{relation}.{name}"
+            raise UnsupportedQueryError(
+                f"column {what}", f"{len(found)} columns are called so; name columns apart with AS, in a subquery"
+            )
+        return found[0].column
+
+    def bound(self, expr: Expr, session: SessionContext) -> Expr:
+        """An expression of the query over the stream's columns."""
+        return rebound(expr, self.column, session)
+
+    def known(self) -> Relation:
+        """This relation, where every column can be computed.
+
+        Raises `UnsupportedQueryError` for a row number without a bound.
+        """
+        if self.ranking is not None:
+            raise UnsupportedQueryError(
+                "row_number() without a bound",
+                "select it in a subquery and keep the first rows around it, with WHERE rn <= n",
+            )
+        return self
+
+    def renamed(self, alias: str) -> Relation:
+        """Under another qualifier."""
+        return replace(self, fields=tuple(replace(f, relation=alias) for f in self.fields))
+
+    @property
+    def unseen(self) -> tuple[str, ...]:
+        """Columns of the stream that go along beside those of the relation."""
+        updates = self.stream.updates
+        return (OP,) if updates is not None and updates.changelog else ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lookup:
+    """A relation without an end of its own: rows that are there when the stream is built."""
+
+    rows: pa.Table
+    alias: str
+
+
+def free_name(name: str, taken: Iterable[str]) -> str:
+    """The name, with a number behind it if it is taken, and without what columns of state may not begin with."""
+    base = name.lstrip("_") or "column"
+    names, number, free = set(taken), 1, base
+    while free in names:
+        number += 1
+        free = f"{base}_{number}"
+    return free
+
+
+def with_columns(relation: Relation, exprs: Sequence[Expr]) -> tuple[Relation, list[str]]:
+    """The relation over a stream that has these expressions as columns, and the names of those."""
+    names: list[str] = []
+    new: dict[str, Expr] = {}
+    stream = relation.stream
+    for expr in exprs:
+        if expr.variant_name() == "Column":
+            names.append(expr.to_variant().name())
+            continue
+        name = free_name("computed", [*stream.schema.names, *new])
+        new[name] = expr
+        names.append(name)
+    if new:
+        stream = stream.with_columns(**new)
+    return replace(relation, stream=stream), names
