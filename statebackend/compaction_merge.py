@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -36,7 +36,7 @@ from statebackend.runtime import IsolatedRuntime
 from statebackend.settings import StoreSettings
 from statebackend.sstable import EncodedSSTable, SSTableIndex, SSTableMeta, encode_sstable, read_blocks
 
-__all__ = ["Lane", "RunMerger"]
+__all__ = ["Lane", "RunMerger", "let_go"]
 
 _Blocks = Mapping[tuple[int, int], pa.RecordBatch]
 """Decoded blocks by (number of the input, number of the block)."""
@@ -131,8 +131,7 @@ class RunMerger:
                 return await output.finish()
             finally:
                 output.abandon()
-                for _, task in merging:
-                    _let_go(task)
+                let_go(task for _, task in merging)
 
     async def write(
         self, layout: TableLayout, pieces: Sequence[pa.RecordBatch], lane: Lane, run: str, sequence: int
@@ -208,7 +207,7 @@ class _RunOutput:
     def abandon(self) -> None:
         """Let go of what is under way."""
         if self.writing is not None:
-            _let_go(self.writing)
+            let_go([self.writing])
 
     async def _begin_file(self) -> None:
         await self._written()
@@ -249,10 +248,11 @@ class _RowBudget:
         self._returned.set()
 
 
-def _let_go(task: asyncio.Task[Any]) -> None:
-    """Cancel a task of a merge that has failed already; its own outcome interests nobody."""
-    task.cancel()
-    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+def let_go(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel tasks of what has ended or failed already; their own outcomes interest nobody."""
+    for task in tasks:
+        task.cancel()
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
 
 
 def _wanted(

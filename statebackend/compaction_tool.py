@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from statebackend.cache import BlockCache, BlockReader
 from statebackend.compaction import CompactionPlan, backlog, merge_all
-from statebackend.compaction_merge import RunMerger
+from statebackend.compaction_merge import RunMerger, let_go
 from statebackend.compactor import LANES, CompactionLayouts, CompactionStats, Compactor
 from statebackend.errors import (
     CommitUnknownError,
@@ -182,7 +182,7 @@ class ToolCompaction:
                     lanes.discard(task)  # the others are looked at below, should this one raise
                     task.result()
         finally:
-            _abandon(lanes)
+            let_go(lanes)
 
     async def _until_stopped(self, work: Coroutine[Any, Any, None]) -> bool:
         """Whether the work ended by itself."""
@@ -193,7 +193,7 @@ class ToolCompaction:
                 working.result()
             return working.done()
         finally:
-            _abandon([task for task in tasks if not task.done()])
+            let_go([task for task in tasks if not task.done()])
             del stopping
 
     async def _release(self, committer: _GuestCommitter, epoch: int) -> None:
@@ -241,13 +241,7 @@ async def _all(*work: Coroutine[Any, Any, None]) -> None:
     try:
         await asyncio.gather(*tasks)
     finally:
-        _abandon(tasks)
-
-
-def _abandon(tasks: Any) -> None:
-    for task in tasks:
-        task.cancel()
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        let_go(tasks)
 
 
 def _ignore(_: Manifest) -> None:

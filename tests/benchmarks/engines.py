@@ -39,11 +39,15 @@ ROWS = TableSpec(
 
 
 class Engine(Protocol):
-    """``writes_max``, ``reads_max``: how many keys the engine is given where it is slow; None: as many as asked for."""
+    """``writes_max``, ``reads_max``: how many keys the engine is given where it is slow; None: as many as asked for.
+
+    ``large_max``: rows of its large tables, where filling them takes longer than everything else.
+    """
 
     name: ClassVar[str]
     writes_max: ClassVar[int | None]
     reads_max: ClassVar[int | None]
+    large_max: ClassVar[int | None]
 
     def __init__(self, place: Path | None) -> None:
         """Open at a directory, or in memory. Raises ``NotImplementedError`` when it only knows disks."""
@@ -76,7 +80,7 @@ def raw_keys(keys: Keys) -> list[bytes]:
 class Ours:
     """The LSM store, by Arrow batches; a part of the keys is a range of hashes."""
 
-    name, writes_max, reads_max = "ours", None, None
+    name, writes_max, reads_max, large_max = "ours", None, None, None
 
     def __init__(self, place: Path | None) -> None:
         url = f"memory://{time.monotonic_ns()}/store" if place is None else str(place)
@@ -112,7 +116,7 @@ class Ours:
 class SlateDb:
     """SlateDB by its official binding."""
 
-    name, writes_max, reads_max = "slatedb", 20_000, 2_000
+    name, writes_max, reads_max, large_max = "slatedb", 20_000, 2_000, 20_000
 
     def __init__(self, place: Path | None) -> None:
         self._loop = asyncio.new_event_loop()
@@ -162,7 +166,7 @@ class SlateDb:
 class RocksDict:
     """RocksDB by rocksdict, raw bytes."""
 
-    name, writes_max, reads_max = "rocksdict", None, None
+    name, writes_max, reads_max, large_max = "rocksdict", None, None, None
 
     def __init__(self, place: Path | None) -> None:
         if place is None:
@@ -203,7 +207,7 @@ class RocksDict:
 class Sqlite:
     """sqlite3, WAL, one transaction for each batch."""
 
-    name, writes_max, reads_max = "sqlite3", None, None
+    name, writes_max, reads_max, large_max = "sqlite3", None, None, 1_000_000
 
     def __init__(self, place: Path | None) -> None:
         if place is not None:

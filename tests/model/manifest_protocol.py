@@ -15,6 +15,10 @@ number that never existed before. A number created again after it was collected 
 * Two openings never get the same epoch.
 * A writer is fenced only if the history holds a higher epoch, and never calls a sound store corrupt.
 * A reader that begins by listing finds a manifest of the history that is no older than its question.
+
+The claim of a compactor has no steps of its own here. A merge, a claim and a heartbeat are commits of guests, and the
+epoch of the claim is checked in the manifest that the commit is built on, so that what holds for guests decides
+it. That files of a superseded epoch go, and are named by nobody afterwards, is what the simulator shows.
 """
 
 from __future__ import annotations
