@@ -25,6 +25,9 @@ __all__ = ["Crashed", "Process", "Scheduler", "SimulationOver", "current_process
 Program = Generator[Callable[[], bool] | None, None, None]
 """A host program: yields to let others go on, or yields what it waits for."""
 
+STEPS_MAX = 100_000
+"""A schedule that is not over by then never ends; sound ones take some thousand."""
+
 
 class SimulationOver(BaseException):
     """A property was violated; unwinds every program. Not an Exception, so that nobody handles it."""
@@ -127,7 +130,7 @@ class Scheduler:
 
     def _happen(self) -> None:
         self.step += 1
-        if self.step > 100_000:
+        if self.step > STEPS_MAX:
             self.fail("it never ends")
             return
         programs = [p for p in self.processes if p.program is not None and p.ready]

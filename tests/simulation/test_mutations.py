@@ -22,6 +22,7 @@ from statebackend.retention import KeptCheckpoint, RollbackCommit
 from statebackend.schema_history import SchemaHistory
 from statebackend.sstable import SSTableMeta
 from statebackend.store import StateStore
+from tests.simulation import scheduler
 from tests.simulation.job import SEEN
 from tests.simulation.simulate import Profile, simulate
 
@@ -72,6 +73,16 @@ def deleted_number_committed_again() -> Any:
         return True
 
     return mock.patch.object(manifest_store.FenceableManifest, "_is_history", trusted)
+
+
+def probe_trusted_without_another_look() -> Any:
+    async def probes(self: Any, known: Any) -> Any:
+        newest = known
+        while (following := await self.read(newest.number + 1)) is not None:
+            newest = following
+        return newest
+
+    return mock.patch.object(manifest_store.ManifestStore, "latest", probes)
 
 
 def files_added_twice_after_an_unknown_outcome() -> Any:
@@ -185,6 +196,11 @@ BUGS: dict[str, tuple[Bug, str, range]] = {
         "not in the history",
         range(5, 205),
     ),
+    "a probed manifest is trusted without another look": (
+        probe_trusted_without_another_look,
+        "not in the history",
+        range(4, 104),
+    ),
     "files are added again after an unknown outcome": (
         files_added_twice_after_an_unknown_outcome,
         "table log",
@@ -213,7 +229,19 @@ def claim_never_taken_over_again() -> Any:
     async def waits_for_ever(self: Any, over: Any) -> None:
         await self._clock.sleep(1.0)
 
-    return mock.patch.object(compactor.Compactor, "_claim", waits_for_ever)
+    patches = ExitStack()
+    patches.enter_context(mock.patch.object(compactor.Compactor, "_claim", waits_for_ever))
+    patches.enter_context(mock.patch.object(scheduler, "STEPS_MAX", 10_000))
+    return patches
+
+
+def heartbeat_under_the_name_of_a_lane() -> Any:
+    apply = manifest.CompactorHeartbeat.apply
+
+    def beats(self: Any, onto: Any) -> Any:
+        return apply(replace(self, owner=f"c{self.epoch}-0-0"), onto)
+
+    return mock.patch.object(manifest.CompactorHeartbeat, "apply", beats)
 
 
 def one_low_mark_for_all_lanes() -> Any:
