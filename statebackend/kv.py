@@ -36,7 +36,10 @@ def open_kv(url: str | os.PathLike[str], settings: StoreSettings | None = None, 
 
 
 class KeyValueStore:
-    """Keys and values are bytes. Thread-safe; a context manager. Closing flushes."""
+    """Keys and values are bytes. Thread-safe; a context manager.
+
+    Closing flushes; leaving a ``with`` block by an error does not.
+    """
 
     def __init__(self, store: StateStore) -> None:
         self.store = store
@@ -128,15 +131,15 @@ class KeyValueStore:
             self._drain()
 
     def _drain(self) -> None:
-        """Hand the buffer to the table; the lock is held."""
-        buffer, self._buffer = self._buffer, {}
-        puts = {k: v for k, v in buffer.items() if v is not None}
-        gone = [k for k, v in buffer.items() if v is None]
+        """Hand the buffer to the table; the lock is held. What the table refuses stays in the buffer."""
+        puts = {k: v for k, v in self._buffer.items() if v is not None}
+        gone = [k for k, v in self._buffer.items() if v is None]
         if puts:
             arrays = [pa.array(list(puts), pa.binary()), pa.array(list(puts.values()), pa.binary())]
             self._table.write(pa.RecordBatch.from_arrays(arrays, schema=_SPEC.schema))
         if gone:
             self._table.delete(pa.record_batch([pa.array(gone, pa.binary())], names=["key"]))
+        self._buffer = {}
 
 
 def _check(*values: object) -> None:

@@ -293,6 +293,12 @@ COMPACTION_BUGS: dict[str, tuple[Bug, str, Callable[[int], Profile], range]] = {
         beside_compactors,
         range(25, 125),
     ),
+    "a heartbeat decides for the files of a lane": (
+        heartbeat_under_the_name_of_a_lane,
+        "do not exist",
+        beside_compactors,
+        range(20, 70),
+    ),
     "the collector takes what the writer may read": (
         collector_ignores_what_the_writer_reads,
         "was deleted, but manifest",

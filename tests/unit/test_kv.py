@@ -93,3 +93,31 @@ def test_prefixes_are_ordered_as_the_keys_are() -> None:
     prefixes = key_prefixes(pa.array(keys, pa.binary())).tolist()
     assert prefixes == sorted(prefixes)
     assert key_prefixes(pa.array(keys, pa.binary())[100:200]).tolist() == prefixes[100:200]
+
+
+def test_what_the_table_refuses_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_kv(tmp_path, SMALL) as kv:
+        kv.put(b"b", b"2")
+        kv.flush()
+        kv.put(b"a", b"1")
+        kv.delete(b"b")
+        with monkeypatch.context() as patch:
+            patch.setattr(kv._table, "delete", lambda _: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                kv.flush()
+        assert kv.get_many([b"a", b"b"]) == [b"1", None]
+        kv.flush()
+    with open_kv(tmp_path, SMALL) as kv:
+        assert list(kv.scan()) == [(b"a", b"1")]
+
+
+def test_leaving_a_block_by_an_error_flushes_nothing(tmp_path: Path) -> None:
+    def puts_and_fails() -> None:
+        with open_kv(tmp_path, SMALL) as kv:
+            kv.put(b"a", b"1")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        puts_and_fails()
+    with open_kv(tmp_path, SMALL) as kv:
+        assert kv.get(b"a") is None
