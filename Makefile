@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+WORKERS ?= auto
 SEEDS ?= 20000
 RACE_ROUNDS ?= 1000
 KILLS ?= 200
@@ -11,7 +12,7 @@ FUZZ_CASES ?= 200000
 
 help:
 	@echo "make demo       flights through a windowed job that is killed three times; compares the outputs"
-	@echo "make test       all tests"
+	@echo "make test       all tests, WORKERS=$(WORKERS) at a time"
 	@echo "make lint       ruff and mypy --strict"
 	@echo "make bench      benchmarks; figures are printed and written to build/bench"
 	@echo "make simulate   SEEDS=$(SEEDS) simulated schedules of writers, compactor, collector and faults"
@@ -35,7 +36,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python -m operators demo $(ARGS)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not soak" $(ARGS)
+	$(BIN)/python -m pytest -m "not soak" -n $(WORKERS) --dist worksteal $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -8,9 +8,10 @@ them and a wrong one is named where it is read.
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
+from operator import attrgetter
 from types import UnionType
 from typing import Any
 
@@ -23,12 +24,15 @@ __all__ = ["check_manifest"]
 
 _MS_MAX = 253_402_300_799_999
 """The last millisecond of the year 9999: what calendars can show."""
-_SCALARS = (int, str, bytes, float, bool, type(None))
+_SCALARS = frozenset([int, str, bytes, float, bool, type(None)])
 
 
 def check_manifest(manifest: Manifest) -> None:
     """Raise ``TypeError`` or ``ValueError`` that names the field unless every field is what it claims to be."""
-    _check(manifest, Manifest, "manifest")
+    try:
+        _checker(Manifest)(manifest)
+    except _WrongError as error:
+        raise error.within("manifest") from None
     for number in (manifest.number, manifest.checkpoint_id, manifest.writer_epoch, manifest.compactor_epoch):
         if number < 0:
             raise ValueError(f"negative number {number} among number, checkpoint id and epochs")
@@ -57,62 +61,123 @@ def _check_file(file: SSTableMeta, spec: TableSpec) -> None:
         raise ValueError(f"{file.name}: times {file.time_min} to {file.time_max}")
 
 
-def _check(value: Any, hint: Any, where: str) -> None:
-    """Raise ``TypeError`` unless ``value`` is what ``hint`` says, all the way down."""
-    origin = typing.get_origin(hint)
-    if hint is Any:
-        return
-    if isinstance(hint, typing.NewType):
-        _check(value, hint.__supertype__, where)
-    elif origin in (typing.Union, UnionType):
-        kinds = typing.get_args(hint)
-        if value is not None or type(None) not in kinds:
-            (kind,) = (k for k in kinds if k is not type(None))
-            _check(value, kind, where)
-    elif origin is Mapping:
-        _require(value, dict, where)
-        key_hint, value_hint = typing.get_args(hint)
-        for key, item in value.items():
-            _check(key, key_hint, f"a key of {where}")
-            _check(item, value_hint, f"{where}[{key!r}]")
-    elif origin in (tuple, Sequence):
-        _require(value, (tuple, list), where)
-        item_hint = typing.get_args(hint)[0]
-        for n, item in enumerate(value):
-            _check(item, item_hint, f"{where}[{n}]")
-    elif is_dataclass(hint):
-        _require(value, hint, where)
-        _check_fields(value, where)
-    elif hint is int:
-        if type(value) is not int:  # bool is an int in Python, and not here
-            raise TypeError(f"{where} is {type(value).__name__}, expected int")
-    else:
-        _require(value, hint, where)
+Checker = Callable[[Any], None]
 
 
-def _check_fields(value: Any, where: str) -> None:
-    names, hints = _hints(value.__class__)
-    values = [getattr(value, name) for name in names]
-    # Entries of files are many and flat: one whose types are those of one that passed, passes.
-    types = (type(value), *map(type, values))
-    if types in _passed:
-        return
-    for name, item, hint in zip(names, values, hints, strict=True):
-        _check(item, hint, f"{where}.{name}")
-    if all(isinstance(item, _SCALARS) for item in values):
-        _passed.add(types)
+class _WrongError(TypeError):
+    """What is wrong, and where in the value, from the inside out."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.path: list[str] = []
 
-_passed: set[tuple[type, ...]] = set()
+    def within(self, place: str) -> _WrongError:
+        self.path.append(place)
+        return self
+
+    def __str__(self) -> str:
+        return f"{''.join(reversed(self.path))} {self.args[0]}"
 
 
 @cache
-def _hints(cls: Any) -> tuple[tuple[str, ...], tuple[Any, ...]]:
+def _checker(hint: Any) -> Checker:
+    """What raises `_WrongError` unless a value is what ``hint`` says, all the way down; made once for each type."""
+    origin = typing.get_origin(hint)
+    if hint is Any:
+        return _anything
+    if isinstance(hint, typing.NewType):
+        return _checker(hint.__supertype__)
+    if origin in (typing.Union, UnionType):
+        kinds = typing.get_args(hint)
+        (kind,) = (k for k in kinds if k is not type(None))
+        return _optional(_checker(kind)) if type(None) in kinds else _checker(kind)
+    if origin is Mapping:
+        key_hint, value_hint = typing.get_args(hint)
+        return _mapping(_checker(key_hint), _checker(value_hint))
+    if origin in (tuple, Sequence):
+        return _sequence(_checker(typing.get_args(hint)[0]))
+    if is_dataclass(hint):
+        return _dataclass(typing.cast("type[Any]", hint))
+    return _integer if hint is int else _instance(hint)
+
+
+def _anything(value: Any) -> None:
+    pass
+
+
+def _integer(value: Any) -> None:
+    if type(value) is not int:  # bool is an int in Python, and not here
+        raise _expected(value, "int")
+
+
+def _instance(kind: Any) -> Checker:
+    def check(value: Any) -> None:
+        if not isinstance(value, kind):
+            raise _expected(value, kind.__name__)
+
+    return check
+
+
+def _optional(inner: Checker) -> Checker:
+    def check(value: Any) -> None:
+        if value is not None:
+            inner(value)
+
+    return check
+
+
+def _mapping(check_key: Checker, check_value: Checker) -> Checker:
+    def check(value: Any) -> None:
+        if not isinstance(value, dict):
+            raise _expected(value, "dict")
+        for key, item in value.items():
+            try:
+                check_key(key)
+                check_value(item)
+            except _WrongError as error:
+                raise error.within(f"[{key!r}]") from None
+
+    return check
+
+
+def _sequence(check_item: Checker) -> Checker:
+    def check(value: Any) -> None:
+        if not isinstance(value, (tuple, list)):
+            raise _expected(value, "a list")
+        for n, item in enumerate(value):
+            try:
+                check_item(item)
+            except _WrongError as error:
+                raise error.within(f"[{n}]") from None
+
+    return check
+
+
+def _dataclass(cls: type[Any]) -> Checker:
     hints = typing.get_type_hints(cls)
-    names = tuple(f.name for f in fields(cls))
-    return names, tuple(hints[name] for name in names)
+    names = [f.name for f in fields(cls)]
+    checks = [(name, _checker(hints[name])) for name in names]
+    values_of = attrgetter(*names) if len(names) > 1 else None
+    passed: set[tuple[type, ...]] = set()
+
+    def check(value: Any) -> None:
+        if not isinstance(value, cls):
+            raise _expected(value, cls.__name__)
+        if values_of is not None:
+            # Entries of files are many and flat: one whose types are those of one that passed, passes.
+            types = tuple(map(type, values_of(value)))
+            if types in passed:
+                return
+        for name, check_field in checks:
+            try:
+                check_field(getattr(value, name))
+            except _WrongError as error:
+                raise error.within(f".{name}") from None
+        if values_of is not None and all(kind in _SCALARS for kind in types):
+            passed.add(types)
+
+    return check
 
 
-def _require(value: Any, kinds: Any, where: str) -> None:
-    if not isinstance(value, kinds):
-        raise TypeError(f"{where} is {type(value).__name__}, expected {getattr(kinds, '__name__', 'a list')}")
+def _expected(value: Any, kind: str) -> _WrongError:
+    return _WrongError(f"is {type(value).__name__}, expected {kind}")

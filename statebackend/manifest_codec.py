@@ -21,6 +21,8 @@
 from __future__ import annotations
 
 from dataclasses import astuple, fields
+from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 import pyarrow as pa
@@ -49,7 +51,8 @@ _SCALARS = (
     "checkpoint_id",
     "created_ms",
 )
-_FILE_FIELDS = len(fields(SSTableMeta))
+_FILE_FIELDS = tuple(f.name for f in fields(SSTableMeta))
+_file_values = attrgetter(*_FILE_FIELDS)
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -122,7 +125,7 @@ def _encode_table(state: TableState) -> dict[str, Any]:
         "aggregation": spec.aggregation,
         "fingerprint": state.fingerprint,
         "watermark": state.watermark,
-        "files": [list(astuple(f)) for f in state.files],
+        "files": [list(_file_values(f)) for f in state.files],
     }
 
 
@@ -132,7 +135,13 @@ def _encode_version(version: SchemaVersion) -> list[Any]:
 
 def _decode_version(value: list[Any]) -> SchemaVersion:
     schema, ids, defaults = value
-    return SchemaVersion(schema=pa.ipc.read_schema(pa.py_buffer(schema)), ids=tuple(ids), defaults=dict(defaults))
+    return SchemaVersion(schema=_schema_of(schema), ids=tuple(ids), defaults=dict(defaults))
+
+
+@lru_cache(maxsize=1024)
+def _schema_of(data: bytes) -> pa.Schema:
+    """Of one store nearly all manifests hold the same schemas."""
+    return pa.ipc.read_schema(pa.py_buffer(data))
 
 
 def _decode_table(name: str, value: dict[str, Any]) -> TableState:
@@ -160,6 +169,6 @@ def _decode_table(name: str, value: dict[str, Any]) -> TableState:
 
 
 def _decode_file(values: list[Any]) -> SSTableMeta:
-    if len(values) != _FILE_FIELDS:
-        raise ValueError(f"file entry of {len(values)} fields, expected {_FILE_FIELDS}")
-    return SSTableMeta(**{f.name: v for f, v in zip(fields(SSTableMeta), values, strict=True)})
+    if len(values) != len(_FILE_FIELDS):
+        raise ValueError(f"file entry of {len(values)} fields, expected {len(_FILE_FIELDS)}")
+    return SSTableMeta(**dict(zip(_FILE_FIELDS, values, strict=True)))
