@@ -29,6 +29,10 @@ FOLD_ROWS_MIN = 1 << 20
 SMALL_PIECE_ROWS = 1 << 11
 """So many rows are merged again for little more than the fixed cost of a merge; another piece costs every read."""
 
+APPEND_PIECES = 8
+"""Pieces of an append table that are merged in one go. Merging takes nothing away there and copies whole rows, which
+costs more than to bisect a few pieces more."""
+
 
 @dataclass(slots=True)
 class Piece:
@@ -170,17 +174,29 @@ def _sort_pieces(layout: TableLayout, pieces: Sequence[Piece], watermark: int | 
     """Merge what is not sorted yet, and the sorted pieces before it that are no larger than what they are merged with.
 
     Unsorted pieces are the newest. Sizes stay geometric, so n rows are in O(log n) pieces and each is
-    merged O(log n) times, however often this is called.
+    merged O(log n) times, however often this is called. Pieces of an append table wait until there are several.
     """
     ordered = [p for p in pieces if p.rows is not None]
     fresh = [p for p in pieces if p.rows is None]
     if not fresh:
         return ordered
     rows = sum(p.batch.num_rows for p in fresh)
-    while ordered and ordered[-1].batch.num_rows <= max(2 * rows, SMALL_PIECE_ROWS):
-        fresh.insert(0, ordered.pop())
-        rows += fresh[0].batch.num_rows
+    fewest = APPEND_PIECES - 1 if layout.spec.kind is TableKind.APPEND else 1
+    while ordered:
+        count = _trailing(ordered, max(2 * rows, SMALL_PIECE_ROWS))
+        if count < fewest:
+            count = _trailing(ordered, SMALL_PIECE_ROWS)
+        if not count:
+            break
+        fresh[:0] = ordered[-count:]
+        del ordered[-count:]
+        rows = sum(p.batch.num_rows for p in fresh)
     return [*ordered, _merged(layout, fresh, watermark)]
+
+
+def _trailing(pieces: Sequence[Piece], rows_max: int) -> int:
+    """How many of the last pieces have at most so many rows."""
+    return next((n for n, piece in enumerate(reversed(pieces)) if piece.batch.num_rows > rows_max), len(pieces))
 
 
 def _merged(layout: TableLayout, pieces: Sequence[Piece], watermark: int | None) -> Piece:
