@@ -21,6 +21,8 @@ import rocksdict
 from slatedb import uniffi as slatedb
 
 from statebackend import StateStore, StoreSettings, TableKind, TableSpec
+from statebackend.compaction_tool import compact
+from statebackend.inspect import read_store
 
 __all__ = ["ENGINES", "VALUE_BYTES", "Engine", "Ours", "raw_keys"]
 
@@ -83,8 +85,8 @@ class Ours:
     name, writes_max, reads_max, large_max = "ours", None, None, None
 
     def __init__(self, place: Path | None) -> None:
-        url = f"memory://{time.monotonic_ns()}/store" if place is None else str(place)
-        self.store = StateStore.open(url, StoreSettings(cache_bytes=1 << 30))
+        self.url = f"memory://{time.monotonic_ns()}/store" if place is None else str(place)
+        self.store = StateStore.open(self.url, StoreSettings(cache_bytes=1 << 30))
         self.table = self.store.table(ROWS)
 
     def upsert(self, keys: Keys) -> None:
@@ -96,11 +98,13 @@ class Ours:
         self.store.flush()
 
     def compact(self) -> None:
-        """Flushes until the files are one run, or nothing changes any more."""
-        for _ in range(600):
-            if sum(f.level == 0 for f in self.table.files) <= self.store.settings.l0_files_max:
-                return
-            time.sleep(0.1)
+        """Merges every table into one run, as ``python -m statebackend compact --all`` does beside the store."""
+        compact(self.url, everything=True)
+
+    @property
+    def live_bytes(self) -> int:
+        """Of the files that the newest manifest names; those that were merged go with old checkpoints."""
+        return sum(f.size for f in read_store(self.url, manifests_max=1).latest.files.values())
 
     def lookup(self, keys: Keys) -> int:
         found = self.table.lookup(pa.record_batch([pa.array(keys)], names=["key"]))
