@@ -12,11 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import pyarrow as pa
+
 from statebackend.bloom import BloomFilter
 from statebackend.merge import TableLayout
 from statebackend.objectstore import ObjectStore
 from statebackend.probe import SortedRows
-from statebackend.sstable import EncodedSSTable, SSTableIndex, SSTableMeta, read_blocks, read_filter, read_index
+from statebackend.sstable import EncodedSSTable, SSTableMeta, read_blocks, read_filter, read_index
+from statebackend.sstable_index import SSTableIndex
 
 __all__ = ["BlockCache", "BlockReader", "BlockSelector", "OpenFile"]
 
@@ -148,7 +151,9 @@ class BlockReader:
         """Keep what was just written, so that it need not be read back."""
         self._indexes[table.meta.name] = table.index
         for number, block in enumerate(table.blocks):
-            self._cache.put(table.meta.name, number, SortedRows.of(table.layout, block))
+            # A copy: the blocks are slices of the whole file, which one of them would hold.
+            own = block if len(table.blocks) == 1 else pa.concat_batches([block])
+            self._cache.put(table.meta.name, number, SortedRows.of(table.layout, own))
         if table.filter is not None and self.wants_filter(table.index):
             self._cache.put(table.meta.name, None, table.filter)
 

@@ -29,7 +29,8 @@ import numpy.typing as npt
 
 from statebackend.manifest import Manifest, TableState
 from statebackend.settings import StoreSettings
-from statebackend.sstable import SSTableIndex, SSTableMeta
+from statebackend.sstable import SSTableMeta
+from statebackend.sstable_index import SSTableIndex
 from statebackend.tables import TableOrder, TableSpec
 
 __all__ = ["CompactionBacklog", "CompactionPlan", "KeyRange", "backlog", "merge_all", "plan_compaction", "plan_ranges"]
@@ -171,24 +172,24 @@ class KeyRange:
         )
 
 
-def plan_ranges(spec: TableSpec, indexes: Sequence[SSTableIndex], rows_max: int) -> list[KeyRange]:
-    """Consecutive ranges that cover everything, each of about ``rows_max`` rows at most.
+def plan_ranges(spec: TableSpec, indexes: Sequence[SSTableIndex], bytes_max: int) -> list[KeyRange]:
+    """Consecutive ranges that cover everything, each of blocks of about ``bytes_max`` bytes in memory at most.
 
     Cut where blocks begin, as far as the indexes tell. One key cannot be cut, nor can a range that
     is smaller than a block.
     """
     starts: list[tuple[int, int]] = []
-    rows: list[int] = []
+    sizes: list[int] = []
     for index in indexes:
         starts.extend(_block_starts(spec, index.entries))
-        rows.extend(int(n) for n in index.entries["rows"])
+        sizes.extend(index.entries["memory"].tolist())
     bounds: list[tuple[int, int]] = []
     gathered = 0
-    for start, count in sorted(zip(starts, rows, strict=True)):
-        if gathered and gathered + count > rows_max and (not bounds or start > bounds[-1]):
+    for start, size in sorted(zip(starts, sizes, strict=True)):
+        if gathered and gathered + size > bytes_max and (not bounds or start > bounds[-1]):
             bounds.append(start)
             gathered = 0
-        gathered += count
+        gathered += size
     edges = [None, *bounds, None]
     return [KeyRange(low, high) for low, high in pairwise(edges)]
 

@@ -6,9 +6,9 @@ that two ranges share are read once.
 
 Invariants:
 
-* Merges of one `RunMerger` together have read no more than ``compaction_rows`` rows that are not merged
-  yet (one key cannot be cut, so a range of one may be larger); beside these each holds what it merged for
-  the file that it is about to write and the one it is writing, of ``file_bytes_max`` bytes each.
+* Merges of one `RunMerger` together have read no more than ``compaction_bytes`` bytes of rows that are not
+  merged yet (neither one key nor one block can be cut, so a range of one may be larger); beside these each holds
+  what it merged for the file that it is about to write and the one it is writing, ``file_bytes_max`` each.
 * Rows are dropped only by the watermark in the manifest that the plan was made from, which every
   later manifest has reached too.
 * Inputs stay untouched; every file gets a name that was never used before.
@@ -34,7 +34,8 @@ from statebackend.merge import TableLayout, concat
 from statebackend.objectstore import ObjectStore
 from statebackend.runtime import IsolatedRuntime
 from statebackend.settings import StoreSettings
-from statebackend.sstable import EncodedSSTable, SSTableIndex, SSTableMeta, encode_sstable, read_blocks
+from statebackend.sstable import EncodedSSTable, SSTableMeta, encode_sstable, read_blocks
+from statebackend.sstable_index import SSTableIndex
 
 __all__ = ["Lane", "RunMerger", "let_go"]
 
@@ -86,7 +87,7 @@ class RunMerger:
         self._settings = settings
         self._clock = clock
         self._rng = rng
-        self._budget = _RowBudget(settings.compaction_rows)
+        self._budget = _ByteBudget(settings.compaction_bytes)
 
     async def merge(
         self, plan: CompactionPlan, layout: TableLayout, lane: Lane, on_rows: Callable[[int], Awaitable[None]]
@@ -107,11 +108,11 @@ class RunMerger:
 
         with self._reader.using(plan.inputs):  # they may leave the manifest while they are read
             indexes = await asyncio.gather(*(self._reader.index(meta) for meta in plan.inputs))
-            ranges = plan_ranges(layout.spec, indexes, self._settings.compaction_rows // (width + 1))
+            ranges = plan_ranges(layout.spec, indexes, self._settings.compaction_bytes // (width + 1))
             try:
                 for keys in ranges:
                     wanted = _wanted(layout, indexes, keys, plan.watermark)
-                    fresh = sum(int(indexes[i].entries["rows"][n]) for i, n in wanted if (i, n) not in blocks)
+                    fresh = sum(int(indexes[i].entries["memory"][n]) for i, n in wanted if (i, n) not in blocks)
                     while not self._budget.fits(fresh) and merging:
                         await take()
                     held = await self._budget.take(fresh)
@@ -143,10 +144,10 @@ class RunMerger:
         await upload_sstable(self._objects, encoded, self._clock, self._rng, self._settings.commit_timeout_s)
         return encoded.meta
 
-    def rows_of_a_file(self, plan: CompactionPlan) -> int:
-        """About how many rows of these inputs make ``file_bytes_max`` bytes."""
-        rows = sum(f.rows for f in plan.inputs)
-        return max(self._settings.block_rows, rows * self._settings.file_bytes_max // max(plan.nbytes, 1))
+    @property
+    def file_bytes_max(self) -> int:
+        """Bytes of rows of one file."""
+        return self._settings.file_bytes_max
 
     def _merged(self, held: int, _: asyncio.Task[pa.RecordBatch]) -> None:
         self._budget.give_back(held)
@@ -184,17 +185,15 @@ class _RunOutput:
     pending: list[pa.RecordBatch] = field(default_factory=list)
     writing: asyncio.Task[SSTableMeta] | None = None
     run: str = ""
-    file_rows: int = 0
 
     def __post_init__(self) -> None:
         self.run = f"{self.lane.owner}-{self.lane.sequence + 1}"
-        self.file_rows = self.merger.rows_of_a_file(self.plan)
 
     async def add(self, rows: pa.RecordBatch) -> None:
         """Rows that come after all those before."""
         if rows.num_rows:
             self.pending.append(rows)
-        if sum(p.num_rows for p in self.pending) >= self.file_rows:
+        if sum(p.nbytes for p in self.pending) >= self.merger.file_bytes_max:
             await self._begin_file()
 
     async def finish(self) -> tuple[SSTableMeta, ...]:
@@ -222,29 +221,29 @@ class _RunOutput:
             self.writing = None
 
 
-class _RowBudget:
-    """Rows that were read and are not merged yet, for all merges together."""
+class _ByteBudget:
+    """Bytes of rows that were read and are not merged yet, for all merges together."""
 
-    def __init__(self, rows: int) -> None:
-        self._total = self._free = rows
+    def __init__(self, nbytes: int) -> None:
+        self._total = self._free = nbytes
         self._returned = asyncio.Event()
 
-    def fits(self, rows: int) -> bool:
+    def fits(self, nbytes: int) -> bool:
         """Whether `take` would not wait."""
-        return min(rows, self._total) <= self._free
+        return min(nbytes, self._total) <= self._free
 
-    async def take(self, rows: int) -> int:
-        """Wait until so many rows are free; what was taken, for `give_back`. Larger than all: all of them."""
-        rows = min(rows, self._total)
-        while rows > self._free:
+    async def take(self, nbytes: int) -> int:
+        """Wait until so many bytes are free; what was taken, for `give_back`. Larger than all: all of them."""
+        nbytes = min(nbytes, self._total)
+        while nbytes > self._free:
             self._returned.clear()
             await self._returned.wait()
-        self._free -= rows
-        return rows
+        self._free -= nbytes
+        return nbytes
 
-    def give_back(self, rows: int) -> None:
+    def give_back(self, nbytes: int) -> None:
         """Free what was taken."""
-        self._free += rows
+        self._free += nbytes
         self._returned.set()
 
 

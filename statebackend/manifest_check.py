@@ -24,6 +24,8 @@ __all__ = ["check_manifest"]
 
 _MS_MAX = 253_402_300_799_999
 """The last millisecond of the year 9999: what calendars can show."""
+_NUMBER_MAX = 1 << 63
+"""Above it a number that grows by one might not fit into the next manifest."""
 _SCALARS = frozenset([int, str, bytes, float, bool, type(None)])
 
 
@@ -34,8 +36,8 @@ def check_manifest(manifest: Manifest) -> None:
     except _WrongError as error:
         raise error.within("manifest") from None
     for number in (manifest.number, manifest.checkpoint_id, manifest.writer_epoch, manifest.compactor_epoch):
-        if number < 0:
-            raise ValueError(f"negative number {number} among number, checkpoint id and epochs")
+        if not 0 <= number < _NUMBER_MAX:
+            raise ValueError(f"{number} among number, checkpoint id and epochs is out of bounds")
     moments = [manifest.created_ms, *(r.created_ms for r in manifest.retained)]
     copies: list[Savepoint | Branch | Pin] = [
         *manifest.savepoints.values(), *manifest.branches.values(), *manifest.pins.values(),

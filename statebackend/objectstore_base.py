@@ -118,11 +118,17 @@ def is_refusal(status: int, code: str) -> bool:
 
 
 def needs_operator(error: StorageUnavailableError) -> bool:
-    """Whether trying again within seconds is pointless: a full disk, a refusal, a path that cannot be."""
+    """Whether trying again within seconds is pointless: a full disk, a refusal, a path or a size that cannot be."""
     cause = error.__cause__
     if isinstance(error, StorageFullError) or isinstance(cause, PermissionError):
         return True
-    return isinstance(cause, OSError) and cause.errno in (errno.ENOENT, errno.ENOTDIR, errno.EROFS, errno.ENAMETOOLONG)
+    return isinstance(cause, OSError) and cause.errno in (
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EROFS,
+        errno.ENAMETOOLONG,
+        errno.EFBIG,
+    )
 
 
 def translated(error: OSError, action: str, where: str) -> StateStoreError:

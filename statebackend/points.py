@@ -17,7 +17,8 @@ from statebackend.cache import BlockReader
 from statebackend.merge import TableLayout
 from statebackend.probe import Row, SortedRows
 from statebackend.scalar_hash import WordOf, fold_words, word_function
-from statebackend.sstable import SSTableIndex, SSTableMeta
+from statebackend.sstable import SSTableMeta
+from statebackend.sstable_index import SSTableIndex
 from statebackend.table_view import TableView
 from statebackend.tables import TableKind, TableOrder
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from statebackend.keys import rows_equal
 from statebackend.merge import HASH_COLUMN, TOMBSTONE_COLUMN, TableLayout, concat, stable_order
-from statebackend.sstable import SSTableIndex
+from statebackend.sstable_index import SSTableIndex
 from statebackend.tables import TableKind, TableOrder
 
 __all__ = ["Found", "Probes", "Row", "SortedRows", "candidates", "find", "locate", "match_rows", "plan_blocks"]

@@ -12,8 +12,9 @@ __all__ = ["StoreSettings"]
 class StoreSettings:
     """How a store behaves; every field has a default that suits a job on one machine.
 
-    ``block_rows``: rows of one block of an SSTable. Smaller reads less per lookup or narrow time
-    range; larger compresses better and keeps the index small.
+    ``block_rows``, ``block_bytes``: rows of one block of an SSTable at most, and about how many bytes they take in
+    memory, unless one row takes more. Smaller reads less per lookup or narrow time range; larger compresses better and
+    keeps the index small. A block is what is read, decoded and cached at least.
 
     ``compression``: codec of SSTable blocks, ``"lz4"``, ``"zstd"`` or None. lz4 costs little and
     saves more than half of the bytes of typical state.
@@ -46,8 +47,10 @@ class StoreSettings:
     ``runs_max``: sorted runs of one table. More are merged even where their sizes alone would not ask for it:
     fewer means cheaper reads, more means less rewriting of large tables.
 
-    ``compaction_rows``: rows that all merges together read into memory at once; ``file_bytes_max``: bytes after
-    which a merge begins another file of its run (its rows wait in memory until then).
+    ``compaction_bytes``: bytes of rows, as they are in memory, that all merges together read and have not merged yet;
+    less makes more and smaller steps, but a step needs at least one block of each file that is merged.
+    ``file_bytes_max``: bytes of rows after which a merge begins another file of its run (they wait in memory until
+    then; the file is smaller by what the compression saves).
 
     ``commit_timeout_s``: how long a commit tries again after conflicts and unknown outcomes before
     it gives up with `CommitUnknownError` or `StorageUnavailableError`.
@@ -69,6 +72,7 @@ class StoreSettings:
     """
 
     block_rows: int = 32_768
+    block_bytes: int = 1 << 20
     compression: str | None = "lz4"
     filter_bits_per_key: int = 10
     cache_bytes: int = 256 << 20
@@ -79,7 +83,7 @@ class StoreSettings:
     compaction_takeover_s: float = 300.0
     l0_files_max: int = 8
     runs_max: int = 8
-    compaction_rows: int = 1 << 20
+    compaction_bytes: int = 64 << 20
     file_bytes_max: int = 128 << 20
     commit_timeout_s: float = 60.0
     request_timeout_s: float = 30.0
@@ -96,11 +100,12 @@ class StoreSettings:
             raise ValueError(f"compression must be 'lz4', 'zstd' or None, not {self.compression!r}")
         for name in (
             "block_rows",
+            "block_bytes",
             "disk_cache_bytes",
             "memory_bytes",
             "l0_files_max",
             "runs_max",
-            "compaction_rows",
+            "compaction_bytes",
             "file_bytes_max",
             "retained_checkpoints",
             "io_threads",

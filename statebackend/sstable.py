@@ -14,14 +14,16 @@ are known; entries have a fixed size for that. Between the blocks and the footer
     filter   = envelope of kind SSTABLE_FILTER of {"words": bytes}, zeros up to a multiple of 8 bytes; or nothing
     value    = "SSTX" + base64(envelope of kind SSTABLE_INDEX, padded) of
                {"table", "rows", "blocks": bytes, "entry_bytes", "hash_version", "filter": [offset, length] or None}
-    blocks   = per block, little-endian: offset u64, length u64, rows u64, xxh3-64 u64,
-               hash_min u64, hash_max u64, time_min i64, time_max i64
+    blocks   = per block, little-endian: offset u64, length u64, rows u64, memory u64 (bytes when decoded),
+               xxh3-64 u64, hash_min u64, hash_max u64, time_min i64, time_max i64
 
 The tail, which is read first and in one request, begins with the filter if that is small, else with the footer.
 
 Invariants:
 
 * A file is written once, complete, under a name that no other bytes ever had.
+* A block has at most ``block_rows`` rows, and takes about ``block_bytes`` in memory at most, or is a single row.
+* A block that is read shares no memory with its neighbours: what the cache lets go of is free.
 * Nothing of a block is decoded before its checksum agreed; the index carries its own checksum, and
   the manifest holds the file's size and the checksum of its tail.
 * ``time_min`` and ``time_max`` are of the column by which rows expire; where there is none they are zero
@@ -36,7 +38,7 @@ import io
 import re
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -49,11 +51,10 @@ from statebackend.keys import HASH_VERSION
 from statebackend.merge import HASH_COLUMN, HashRange, TableLayout
 from statebackend.objectstore import ObjectStore
 from statebackend.settings import StoreSettings
-from statebackend.tables import TableOrder, TableSpec
+from statebackend.sstable_index import ENTRY, SSTableIndex
 
 __all__ = [
     "EncodedSSTable",
-    "SSTableIndex",
     "SSTableMeta",
     "encode_sstable",
     "read_blocks",
@@ -62,21 +63,10 @@ __all__ = [
 ]
 
 _MARK = b"SSTX"
-_ENTRY = np.dtype(
-    [
-        ("offset", "<u8"),
-        ("length", "<u8"),
-        ("rows", "<u8"),
-        ("checksum", "<u8"),
-        ("hash_min", "<u8"),
-        ("hash_max", "<u8"),
-        ("time_min", "<i8"),
-        ("time_max", "<i8"),
-    ]
-)
 _INDEX_SLACK = 512  # envelope, msgpack framing, place of the filter and the table's name
 _EOS_BYTES = 8
 _FILTER_BYTES_EAGER = 1 << 16  # filters up to this size are read with the index
+_READ_BYTES = 8 << 20  # of one request: large enough to make the latency of a remote store small
 _FOOTER_END = struct.Struct("<i6s")  # length of the footer, magic
 _BASE64 = re.compile(re.escape(_MARK) + rb"([A-Za-z0-9+/]+=*)")
 
@@ -122,69 +112,6 @@ class SSTableMeta:
 
 
 @dataclass(frozen=True, slots=True)
-class SSTableIndex:
-    """Place and statistics of every block, as one structured array, and where the filter is, if there is one.
-
-    The ranges are arrays of their own, since every lookup bisects them.
-    """
-
-    entries: npt.NDArray[np.void]
-    filter_offset: int = 0
-    filter_bytes: int = 0
-    hash_min: npt.NDArray[np.uint64] = field(init=False)
-    hash_max: npt.NDArray[np.uint64] = field(init=False)
-    time_min: npt.NDArray[np.int64] = field(init=False)
-    time_max: npt.NDArray[np.int64] = field(init=False)
-
-    def __post_init__(self) -> None:
-        for name in ("hash_min", "hash_max", "time_min", "time_max"):
-            object.__setattr__(self, name, np.ascontiguousarray(self.entries[name]))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in memory."""
-        return self.entries.nbytes * 3 // 2
-
-    def overlapping(self, start: int | None, end: int | None, hash_range: HashRange = (None, None)) -> list[int]:
-        """Blocks that may hold times in ``[start, end)`` and hashes in ``hash_range``."""
-        keep = self._in_times(start, end)
-        low, high = hash_range
-        if low is not None:
-            keep &= self.hash_max >= low
-        if high is not None and high < 1 << 64:
-            keep &= self.hash_min < high
-        return np.flatnonzero(keep).tolist()
-
-    def overlapping_keys(
-        self, spec: TableSpec, low: tuple[int, int] | None, high: tuple[int, int] | None, watermark: int | None
-    ) -> list[int]:
-        """Blocks that may hold order keys in ``[low, high)`` and rows that are not below the watermark."""
-        by_time = spec.order is TableOrder.TIME
-        keep = np.ones(len(self.entries), dtype=bool)
-        if low is not None:
-            keep &= (self.time_max if by_time else self.hash_max) >= low[0]
-        if high is not None:
-            keep &= (self.time_min if by_time else self.hash_min) <= high[0]
-        if watermark is not None and spec.expires_by_row:
-            keep &= self.time_max >= watermark
-        return np.flatnonzero(keep).tolist()
-
-    def holding(self, hashes: npt.NDArray[np.uint64], start: int | None, end: int | None) -> list[int]:
-        """Blocks that may hold one of the sorted ``hashes`` with a time in ``[start, end)``."""
-        first = np.searchsorted(hashes, self.hash_min, side="left")
-        last = np.searchsorted(hashes, self.hash_max, side="right")
-        return np.flatnonzero((last > first) & self._in_times(start, end)).tolist()
-
-    def _in_times(self, start: int | None, end: int | None) -> npt.NDArray[np.bool_]:
-        keep = np.ones(len(self.entries), dtype=bool)
-        if start is not None:
-            keep &= self.time_max >= start
-        if end is not None:
-            keep &= self.time_min < end
-        return keep
-
-
-@dataclass(frozen=True, slots=True)
 class EncodedSSTable:
     """The bytes of a file, what the manifest shall say of it, and its blocks and filter (to be cached)."""
 
@@ -200,10 +127,10 @@ def encode_sstable(
     layout: TableLayout, rows: pa.RecordBatch, name: str, sequence: int, run: str | None, *, settings: StoreSettings
 ) -> EncodedSSTable:
     """Encode sorted stored rows (as `TableLayout.merge` returns them; at least one row)."""
-    blocks = [rows.slice(i, settings.block_rows) for i in range(0, rows.num_rows, settings.block_rows)]
-    reserved = len(_MARK) + _base64_bytes(_INDEX_SLACK + len(blocks) * _ENTRY.itemsize + len(layout.spec.name) * 4)
+    blocks = _cut(rows, settings)
+    reserved = len(_MARK) + _base64_bytes(_INDEX_SLACK + len(blocks) * ENTRY.itemsize + len(layout.spec.name) * 4)
     sink = io.BytesIO()
-    entries = np.zeros(len(blocks), dtype=_ENTRY)
+    entries = np.zeros(len(blocks), dtype=ENTRY)
     options = pa.ipc.IpcWriteOptions(compression=settings.compression)
     placeholder = {b"statebackend": _MARK + b" " * (reserved - len(_MARK))}
     with pa.ipc.new_file(sink, layout.stored, options=options, metadata=placeholder) as writer:
@@ -270,7 +197,7 @@ async def read_filter(objects: ObjectStore, meta: SSTableMeta, index: SSTableInd
 async def read_blocks(
     objects: ObjectStore, meta: SSTableMeta, index: SSTableIndex, numbers: Sequence[int], layout: TableLayout
 ) -> list[pa.RecordBatch]:
-    """Read, check and decode some blocks; neighbours are fetched in one request.
+    """Read, check and decode some blocks; neighbours are fetched together, some `_READ_BYTES` in one request.
 
     The rows come in the newest version of the table's schema, whatever version the file was written under.
 
@@ -278,19 +205,21 @@ async def read_blocks(
     """
     blocks: list[pa.RecordBatch] = []
     schema = layout.stored_as(meta.schema)
-    for first, last in _neighbours(numbers):
+    for first, last in _requests(index, numbers):
         start = int(index.entries[first]["offset"])
         end = int(index.entries[last]["offset"] + index.entries[last]["length"])
         data = memoryview(await _get(objects, meta.name, start, end))
         for number in range(first, last + 1):
             entry = index.entries[number]
             begin = int(entry["offset"]) - start
-            block = _decode_block(meta.name, number, entry, data[begin : begin + int(entry["length"])], schema)
+            # A copy: Arrow leaves what was not compressed where it is, and one block would hold all of the request.
+            part = bytes(data[begin : begin + int(entry["length"])])
+            block = _decode_block(meta.name, number, entry, part, schema)
             blocks.append(layout.upgraded(block, meta.schema))
     return blocks
 
 
-def _decode_block(name: str, number: int, entry: np.void, data: memoryview, schema: pa.Schema) -> pa.RecordBatch:
+def _decode_block(name: str, number: int, entry: np.void, data: bytes, schema: pa.Schema) -> pa.RecordBatch:
     found = envelope.checksum(data)
     if found != int(entry["checksum"]):
         raise CorruptionError(
@@ -308,11 +237,29 @@ def _decode_block(name: str, number: int, entry: np.void, data: memoryview, sche
     return batch
 
 
+def _cut(rows: pa.RecordBatch, settings: StoreSettings) -> list[pa.RecordBatch]:
+    """The blocks: by the average size of the rows; where they turn out to be larger than that, by halves."""
+    average = max(1, rows.nbytes // rows.num_rows)
+    step = max(1, min(settings.block_rows, settings.block_bytes // average))
+    parts = [rows.slice(i, step) for i in reversed(range(0, rows.num_rows, step))]
+    blocks: list[pa.RecordBatch] = []
+    while parts:
+        part = parts.pop()
+        first, second = part.slice(0, part.num_rows // 2), part.slice(part.num_rows // 2)
+        too_large = first.num_rows and part.nbytes > 2 * settings.block_bytes
+        # Not where halves are as large as the whole: views below the top level refer to shared bytes.
+        if too_large and 2 * (first.nbytes + second.nbytes) < 3 * part.nbytes:
+            parts += [second, first]
+        else:
+            blocks.append(part)
+    return blocks
+
+
 def _entry(layout: TableLayout, block: pa.RecordBatch, offset: int, data: memoryview) -> tuple[int, ...]:
     hashes = block.column(HASH_COLUMN).to_numpy()
     low, high = layout.time_range(block) or (0, 0)
     digest = envelope.checksum(data)
-    return offset, len(data), block.num_rows, digest, int(hashes.min()), int(hashes.max()), low, high
+    return offset, len(data), block.num_rows, block.nbytes, digest, int(hashes.min()), int(hashes.max()), low, high
 
 
 def _insert_filter(
@@ -341,7 +288,7 @@ def _fill_index(data: memoryview, table: str, rows: int, index: SSTableIndex, re
     value = {
         "table": table,
         "rows": rows,
-        "entry_bytes": _ENTRY.itemsize,
+        "entry_bytes": ENTRY.itemsize,
         "hash_version": HASH_VERSION,
         "blocks": index.entries.tobytes(),
         "filter": [index.filter_offset, index.filter_bytes] if index.filter_bytes else None,
@@ -364,12 +311,12 @@ def _decode_index(text: bytes, meta: SSTableMeta) -> SSTableIndex:
             raise UnsupportedFormatError(
                 f"{meta.name}: keys hashed by version {value['hash_version']}; this library knows up to {HASH_VERSION}"
             )
-        entries = np.frombuffer(value["blocks"], dtype=_ENTRY)
+        entries = np.frombuffer(value["blocks"], dtype=ENTRY)
         counted, entry_bytes = value["rows"], value["entry_bytes"]
         offset, length = (int(n) for n in value["filter"] or (0, 0))
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptionError(f"{meta.name}: not an index: {type(error).__name__}: {error}") from error
-    if entry_bytes != _ENTRY.itemsize or counted != meta.rows or sum(entries["rows"].tolist()) != meta.rows:
+    if entry_bytes != ENTRY.itemsize or counted != meta.rows or sum(entries["rows"].tolist()) != meta.rows:
         raise CorruptionError(f"{meta.name}: index counts {counted} rows, the manifest {meta.rows}")
     index = SSTableIndex(entries, offset, length)
     _check_places(index, meta)
@@ -406,14 +353,18 @@ async def _get(objects: ObjectStore, name: str, start: int, end: int) -> bytes:
     return data
 
 
-def _neighbours(numbers: Sequence[int]) -> list[tuple[int, int]]:
-    """Runs of consecutive numbers as (first, last)."""
+def _requests(index: SSTableIndex, numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Runs of consecutive blocks as (first, last), of about `_READ_BYTES` at most."""
     runs: list[tuple[int, int]] = []
+    gathered = 0
     for number in sorted(numbers):
-        if runs and number == runs[-1][1] + 1:
+        length = int(index.entries[number]["length"])
+        if runs and number == runs[-1][1] + 1 and gathered + length <= _READ_BYTES:
             runs[-1] = (runs[-1][0], number)
+            gathered += length
         else:
             runs.append((number, number))
+            gathered = length
     return runs
 
 

@@ -21,14 +21,15 @@ from statebackend.memtable import FrozenMemTable
 from statebackend.merge import HashRange, TableLayout, key_prefixes
 from statebackend.points import KEYS_MAX, Key, NotInMemoryError, PointLookup
 from statebackend.probe import Row
-from statebackend.sstable import SSTableIndex, SSTableMeta
+from statebackend.sstable import SSTableMeta
+from statebackend.sstable_index import SSTableIndex
 from statebackend.table_view import FileHost, TableView
 from statebackend.tables import TableOrder, TableSpec
 
 __all__ = ["LsmTable", "TableHost"]
 
-_SCAN_ROWS = 1 << 17
-"""Rows that a scan in key order merges at once."""
+_SCAN_BYTES = 16 << 20
+"""Bytes of blocks that a scan in key order merges at once."""
 
 
 class TableHost(BufferHost, FileHost, Protocol):
@@ -86,7 +87,7 @@ class LsmTable(BufferedTable):
         with self._view() as view:
             memory = self.layout.merge([p.to_stored(self.layout) for p in view.pieces])
             indexes = self._store.read(lambda: self._indexes(view.files))
-            for keys in plan_ranges(self.spec, indexes, _SCAN_ROWS):
+            for keys in plan_ranges(self.spec, indexes, _SCAN_BYTES):
                 if self._outside(keys, start, end):
                     continue
                 blocks = view.blocks(view.files, partial(_in_range, self.spec, keys))

@@ -7,6 +7,9 @@ import errno
 import multiprocessing
 import os
 import random
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 import uuid
@@ -300,6 +303,34 @@ def test_a_filesystem_without_hard_links_is_refused_and_nothing_stays(
     with pytest.raises(AtomicCreateError, match="hard links"):
         run(local.put_if_absent("manifest/1", b""))
     assert list((tmp_path / "manifest").iterdir()) == []
+
+
+@both_puts
+def test_a_file_larger_than_the_system_allows_is_not_tried_again(tmp_path: Path, put: Put) -> None:
+    """Really: the limit of the process on the size of files, in a process of its own."""
+    code = f"""
+        import asyncio, errno, resource, sys
+        from concurrent.futures import ThreadPoolExecutor
+        from statebackend.errors import StorageUnavailableError
+        from statebackend.objectstore import open_object_store
+        from statebackend.objectstore_base import needs_operator
+        from statebackend.objectstore_wrappers import RetryingObjectStore
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+        with ThreadPoolExecutor(1) as pool:
+            store = RetryingObjectStore(open_object_store(sys.argv[1], pool))
+            try:
+                asyncio.run(store.{"put" if put is PUTS[0] else "put_if_absent"}("sst/1", bytes(2 << 20)))
+            except StorageUnavailableError as error:
+                assert error.__cause__.errno == errno.EFBIG, error
+                assert needs_operator(error) and store.retries == 0
+                assert asyncio.run(store.list("")) == []
+                print("refused")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "refused\n", done.stderr
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()], "what could not be finished was removed"
 
 
 @pytest.mark.parametrize("operation", ["get", "get_range", "put", "put_if_absent", "list", "delete"])

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 
 import msgpack
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -28,7 +29,7 @@ from statebackend import CorruptionError, StateStoreError
 from statebackend.aggregate_declaration import Declaration
 from statebackend.format import ObjectKind
 from statebackend.manifest_codec import decode_manifest
-from statebackend.sstable import read_blocks, read_index
+from statebackend.sstable import read_blocks, read_filter, read_index
 from tests.support import hostile
 from tests.support.hostile import (
     ENVELOPE_BYTES,
@@ -54,13 +55,18 @@ def try_sstable(seed: int) -> str:
     hostile = hostile_sstable(seed)
     objects, meta = OneObject(hostile.data), hostile.encoded.meta
     try:
-        index, _ = asyncio.run(read_index(objects, meta))  # type: ignore[arg-type]
+        index, bloom = asyncio.run(read_index(objects, meta))  # type: ignore[arg-type]
+        if bloom is None and index.filter_bytes:
+            bloom = asyncio.run(read_filter(objects, meta, index))  # type: ignore[arg-type]
         numbers = range(len(index.entries))
         blocks = asyncio.run(read_blocks(objects, meta, index, numbers, hostile.layout))  # type: ignore[arg-type]
     except StateStoreError as error:
         return refusal(error, meta.name)
     # What was accepted is safe to compute on, though it may be nonsense.
     index.overlapping(0, 1)
+    if bloom is not None:
+        hashes = np.array([0, 1, 2**63, 2**64 - 1], dtype=np.uint64)
+        assert bloom.may_hold(hashes).tolist() == [bloom.may_hold_one(h) for h in hashes.tolist()]
     for block in blocks:
         block.validate(full=True)
         assert block.take(pa.array(range(block.num_rows))).num_rows == block.num_rows
@@ -200,6 +206,14 @@ def test_every_wrong_field_of_a_manifest_is_named() -> None:
         without = {k: v for k, v in value.items() if k != field}
         with pytest.raises(CorruptionError, match=f"manifest/7: not a manifest: KeyError: '{field}'"):
             decode_manifest(enveloped(ObjectKind.MANIFEST, msgpack.packb(without)), "manifest/7")
+
+
+@pytest.mark.parametrize("field", ["number", "checkpoint_id", "writer_epoch", "compactor_epoch"])
+@pytest.mark.parametrize("value", [-1, 2**63, 2**64 - 1])
+def test_a_number_that_the_next_manifest_could_not_hold_is_refused(field: str, value: int) -> None:
+    found = msgpack.unpackb(MANIFEST[ENVELOPE_BYTES:], strict_map_key=False) | {field: value}
+    with pytest.raises(CorruptionError, match="out of bounds"):
+        decode_manifest(enveloped(ObjectKind.MANIFEST, msgpack.packb(found)), "m")
 
 
 def test_a_file_name_that_leaves_the_store_is_refused() -> None:

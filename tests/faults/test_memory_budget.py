@@ -129,7 +129,7 @@ def test_collection_between_early_flushes_and_checkpoints_removes_nothing_that_i
 
 
 BUDGET = StoreSettings(
-    block_rows=256, memory_bytes=8 << 20, cache_bytes=4 << 20, compaction_rows=4096, file_bytes_max=8 << 20
+    block_rows=256, memory_bytes=8 << 20, cache_bytes=4 << 20, compaction_bytes=4 << 20, file_bytes_max=8 << 20
 )
 STATE_BYTES = 30 * (BUDGET.memory_bytes + BUDGET.cache_bytes)
 

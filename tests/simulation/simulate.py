@@ -97,7 +97,7 @@ class Profile:
                 cache_bytes=rng.choice([1, 1 << 20]),
                 memory_bytes=rng.choice([600, 3000, 1 << 20]),
                 l0_files_max=rng.choice([1, 2, 3]),
-                compaction_rows=rng.choice([4, 1000]),
+                compaction_bytes=rng.choice([100, 40_000]),
                 compaction=rng.choice(["embedded", "embedded", "none"]),
                 compaction_takeover_s=rng.choice([0.1, 1.0, 20.0]),
                 runs_max=rng.choice([3, 8]),

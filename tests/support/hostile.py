@@ -37,7 +37,8 @@ from statebackend.manifest_codec import decode_manifest, encode_manifest
 from statebackend.merge import TableLayout
 from statebackend.schema_history import SchemaHistory, SchemaVersion
 from statebackend.settings import StoreSettings
-from statebackend.sstable import _ENTRY, EncodedSSTable, encode_sstable
+from statebackend.sstable import EncodedSSTable, encode_sstable
+from statebackend.sstable_index import ENTRY
 
 SPECS = [
     TableSpec(
@@ -245,13 +246,13 @@ def hostile_sstable(seed: int) -> HostileTable:
     which = rng.randrange(len(TABLES))
     layout, table = LAYOUTS[which // 3], TABLES[which]
     data = bytearray(table.data)
-    match seed % 6:
+    match seed % 8:
         case 0:  # nothing fits any more
             return _table(layout, table, mutated_bytes(bytes(data), rng))
         case 1:  # the footer and its checksum
             at = table.meta.size - table.meta.tail_bytes
             return _table(layout, table, bytes(data[:at]) + mutated_bytes(bytes(data[at:]), rng), tail=True)
-        case 2:  # the index behind two right checksums, entries of 64 bytes
+        case 2:  # the index behind two right checksums, entries of 72 bytes
             entries = bytearray(table.index.entries.tobytes())
             at = rng.randrange(0, len(entries), 8)
             entries[at : at + 8] = rng.choice([0, 1, 8, 2**31, 2**63, 2**64 - 1, 2**64 - 64]).to_bytes(8, "little")
@@ -264,6 +265,12 @@ def hostile_sstable(seed: int) -> HostileTable:
                 table.meta, **{rng.choice(["size", "tail_bytes", "rows", "tail_checksum"]): rng.randrange(1 << 40)}
             )
             return HostileTable(layout, dataclasses.replace(table, meta=meta))
+        case 5:  # the filter behind its right checksums, where it is read with the index and where it is not
+            return _separate(_with_filter(layout, table, rng), apart=rng.random() < 0.5)
+        case 6:  # where the filter is said to be
+            place = [rng.choice(_ODD)(rng) if rng.random() < 0.5 else rng.randrange(1 << 12) for _ in range(2)]
+            place = place if rng.random() < 0.7 else rng.choice(_ODD)(rng)
+            return _table(layout, table, _with_index(data, {"filter": place}, rng), tail=True)
         case _:  # a block, Arrow's metadata first of all, behind its right checksum
             return _table(layout, table, _with_block(data, table, rng), tail=True)
 
@@ -288,6 +295,47 @@ def _with_index(data: bytearray, changes: dict[str, Any], rng: random.Random) ->
     return bytes(data)
 
 
+def _with_filter(layout: TableLayout, table: EncodedSSTable, rng: random.Random) -> HostileTable:
+    """Another filter in the same place, of any length."""
+    start, end = table.index.filter_offset, table.index.filter_offset + table.index.filter_bytes
+    payload = bytes(table.data[start + ENVELOPE_BYTES : end])
+    words = msgpack.unpackb(payload)["words"]
+    match rng.randrange(4):
+        case 0:
+            payload = mutated_bytes(payload, rng)
+        case 1:
+            payload = msgpack.packb({"words": rng.randbytes(32 * rng.randrange(9))})  # any bits are a filter
+        case 2:
+            payload = msgpack.packb({"words": mutated_bytes(words, rng)})
+        case _:
+            payload = msgpack.packb(rng.choice([{"words": rng.choice(_ODD)(rng)}, rng.choice(_ODD)(rng)]))
+    bloom = enveloped(ObjectKind.SSTABLE_FILTER, payload)
+    footer = bytes(table.data[end + -table.index.filter_bytes % 8 :])
+    data = bytes(table.data[:start]) + bloom + bytes(-len(bloom) % 8) + footer
+    data = _with_index(bytearray(data), {"filter": [start, len(bloom)]}, random.Random(0))
+    blocks_end = table.meta.size - table.meta.tail_bytes
+    meta = dataclasses.replace(
+        table.meta,
+        size=len(data),
+        tail_bytes=len(data) - blocks_end,
+        tail_checksum=envelope.checksum(data[blocks_end:]),
+    )
+    index = dataclasses.replace(table.index, filter_bytes=len(bloom))
+    return HostileTable(layout, dataclasses.replace(table, data=memoryview(data), meta=meta, index=index))
+
+
+def _separate(table: HostileTable, *, apart: bool) -> HostileTable:
+    """The file as it is, or with a tail that begins behind the filter, as that of a large one does."""
+    index, data = table.encoded.index, table.data
+    end = index.filter_offset + index.filter_bytes + -index.filter_bytes % 8
+    if not apart:
+        return table
+    meta = dataclasses.replace(
+        table.encoded.meta, tail_bytes=len(data) - end, tail_checksum=envelope.checksum(data[end:])
+    )
+    return HostileTable(table.layout, dataclasses.replace(table.encoded, meta=meta))
+
+
 def _with_block(data: bytearray, table: EncodedSSTable, rng: random.Random) -> bytes:
     entries = table.index.entries.copy()
     number = rng.randrange(len(entries))
@@ -300,7 +348,7 @@ def _with_block(data: bytearray, table: EncodedSSTable, rng: random.Random) -> b
         block = block[:metadata_bytes] + _overwritten(block[metadata_bytes:], rng)
     data[start : start + length] = block
     entries[number]["checksum"] = envelope.checksum(block)
-    return _with_index(data, {"blocks": entries.astype(_ENTRY).tobytes()}, random.Random(0))
+    return _with_index(data, {"blocks": entries.astype(ENTRY).tobytes()}, random.Random(0))
 
 
 def _overwritten(data: bytes, rng: random.Random) -> bytes:

@@ -178,7 +178,7 @@ def _live(
 def _opener(directory: Path | None, udafs: Sequence[Any]) -> Callable[[], StateBackend]:
     named = {udaf.name: udaf for udaf in udafs}
     space = MemoryStateSpace()
-    settings = StoreSettings(block_rows=64, l0_files_max=2, compaction_rows=500, gc_interval_s=None)
+    settings = StoreSettings(block_rows=64, l0_files_max=2, compaction_bytes=20_000, gc_interval_s=None)
 
     def opened() -> StateBackend:
         if directory is None:

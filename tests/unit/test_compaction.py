@@ -170,7 +170,7 @@ def test_ranges_cover_every_row_exactly_once_and_are_small(of: TableSpec, bits: 
         )
         rows = layout.merge([layout.to_stored(batch)])
         tables.append(encode_sstable(layout, rows, f"f{i}", i, None, settings=StoreSettings(block_rows=16)))
-    ranges = plan_ranges(of, [t.index for t in tables], 200)
+    ranges = plan_ranges(of, [t.index for t in tables], 200 * 33)
     assert ranges[0].low is None
     assert ranges[-1].high is None
     assert all(a.high == b.low for a, b in pairwise(ranges))
@@ -187,10 +187,12 @@ def test_ranges_cover_every_row_exactly_once_and_are_small(of: TableSpec, bits: 
 
 
 @pytest.mark.parametrize("of", SPECS, ids=["hash", "hash-time", "time"])
-@pytest.mark.parametrize("rows_at_once", [1, 20, 10**6])
-def test_a_merge_in_small_pieces_and_many_files_keeps_every_row(world: World, of: TableSpec, rows_at_once: int) -> None:
+@pytest.mark.parametrize("bytes_at_once", [1, 600, 10**8])
+def test_a_merge_in_small_pieces_and_many_files_keeps_every_row(
+    world: World, of: TableSpec, bytes_at_once: int
+) -> None:
     settings = StoreSettings(
-        block_rows=8, l0_files_max=1, compaction_rows=rows_at_once, file_bytes_max=2000, gc_interval_s=None
+        block_rows=8, l0_files_max=1, compaction_bytes=bytes_at_once, file_bytes_max=2000, gc_interval_s=None
     )
     rng = random.Random(7)
     expected: dict[tuple[int, ...], int] = {}
@@ -211,5 +213,5 @@ def test_a_merge_in_small_pieces_and_many_files_keeps_every_row(world: World, of
         found = [r for b in store.table(of).scan() for r in b.to_pylist()]
         assert {tuple(r[k] for k in of.key): r["v"] for r in found} == expected
         assert len(found) == len(expected)
-        if rows_at_once == 1:
+        if bytes_at_once == 1:
             assert len({f.run for f in store.manifest.tables["t"].files}) < len(store.manifest.tables["t"].files)

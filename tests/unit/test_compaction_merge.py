@@ -13,11 +13,11 @@ import pyarrow as pa
 import pytest
 
 from statebackend import StoreSettings, compaction_merge
-from statebackend.compaction_merge import _RowBudget
+from statebackend.compaction_merge import _ByteBudget
 from tests.support.faulty_objectstore import FaultPlan
 from tests.support.stores import KV, LOG, World, contents, put
 
-SETTINGS = StoreSettings(block_rows=8, l0_files_max=1, compaction_rows=60, cpu_threads=2, gc_interval_s=None)
+SETTINGS = StoreSettings(block_rows=8, l0_files_max=1, compaction_bytes=1200, cpu_threads=2, gc_interval_s=None)
 
 
 def eventually(condition: Callable[[], bool]) -> None:
@@ -61,7 +61,7 @@ def test_a_block_that_two_ranges_share_is_read_once(world: World, monkeypatch: p
         return await read_blocks(objects, meta, index, numbers, schema)
 
     monkeypatch.setattr(compaction_merge, "read_blocks", counts)
-    with world.open(settings=replace(SETTINGS, block_rows=50, compaction_rows=200)) as store:
+    with world.open(settings=replace(SETTINGS, block_rows=50, compaction_bytes=5000)) as store:
         for step in range(2):
             put(store, **{f"k{i}": step for i in range(400)})
             store.flush()
@@ -70,9 +70,9 @@ def test_a_block_that_two_ranges_share_is_read_once(world: World, monkeypatch: p
     assert ranges[0] > 4
 
 
-def test_rows_under_way_never_exceed_the_budget_and_one_that_is_larger_waits_for_all_of_it() -> None:
+def test_bytes_under_way_never_exceed_the_budget_and_one_that_is_larger_waits_for_all_of_it() -> None:
     async def scenario() -> None:
-        budget = _RowBudget(100)
+        budget = _ByteBudget(100)
         assert [await budget.take(60), await budget.take(40)] == [60, 40]
         assert not budget.fits(1)
         larger = asyncio.create_task(budget.take(500))

@@ -12,7 +12,7 @@ from statebackend import StoreSettings, open_kv
 from statebackend.merge import key_prefixes
 from statebackend.verification import verify
 
-SMALL = StoreSettings(block_rows=16, l0_files_max=2, compaction_rows=40, file_bytes_max=4000)
+SMALL = StoreSettings(block_rows=16, l0_files_max=2, compaction_bytes=1500, file_bytes_max=4000)
 
 
 def test_put_get_delete_and_scan_in_key_order(tmp_path: Path) -> None:

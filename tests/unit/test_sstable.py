@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from statebackend import sstable
 from statebackend.errors import CorruptionError, ObjectMissingError
 from statebackend.keys import Hasher
 from statebackend.merge import TableLayout
@@ -98,3 +99,81 @@ def test_a_missing_file_is_named(world: World) -> None:
 
 def test_the_same_rows_give_the_same_bytes() -> None:
     assert encoded().data == encoded().data
+
+
+def wide(sizes: list[int], *, compression: str | None = None, block_bytes: int = 10_000) -> EncodedSSTable:
+    """Rows of so many bytes that do not compress."""
+    rng = np.random.default_rng(3)
+    texts = [rng.integers(32, 127, size, dtype=np.uint8).tobytes().decode() for size in sizes]
+    at = pa.array(np.arange(len(sizes))).cast(pa.timestamp("ms"))
+    batch = LAYOUT.to_stored(pa.record_batch([at, np.arange(len(sizes)), texts], schema=SPEC.schema))
+    settings = StoreSettings(block_bytes=block_bytes, compression=compression)
+    return encode_sstable(LAYOUT, LAYOUT.merge([batch]), "sst/wide.arrow", 1, None, settings=settings)
+
+
+def test_wide_rows_make_blocks_of_few_rows() -> None:
+    table = wide([1000] * 500)
+    assert max(b.nbytes for b in table.blocks) <= 10_000
+    assert [b.num_rows for b in table.blocks[:-1]] == [9] * (len(table.blocks) - 1)
+    assert wide([10] * 500).blocks[0].num_rows > 200
+
+
+def test_a_few_rows_that_are_much_wider_than_the_average_make_no_large_block() -> None:
+    table = wide([10] * 400 + [9000] * 40 + [50_000])
+    assert all(b.nbytes <= 20_000 or b.num_rows == 1 for b in table.blocks)
+    assert len(table.blocks) < 80, "the narrow rows still lie together"
+    assert sum(b.num_rows for b in table.blocks) == table.meta.rows
+
+
+def test_rows_whose_bytes_are_shared_are_not_cut_to_single_ones() -> None:
+    schema = pa.schema([("key", pa.int64()), ("texts", pa.list_(pa.string_view()))])
+    layout = TableLayout.of(TableSpec(name="v", schema=schema, key=("key",), kind=TableKind.APPEND), Hasher(), {})
+    rows = pa.record_batch([np.arange(40), [["x" * 1000]] * 40], schema=schema)
+    settings = StoreSettings(block_bytes=10_000)
+    table = encode_sstable(layout, layout.merge([layout.to_stored(rows)]), "sst/v", 1, None, settings=settings)
+    assert len(table.blocks) < 10
+
+
+def test_the_index_tells_how_large_a_block_is_in_memory(world: World) -> None:
+    table = wide([1000] * 50, compression="zstd")
+    run(world.objects.put(table.meta.name, table.data))
+    index, _ = run(read_index(world.objects, table.meta))
+    blocks = run(read_blocks(world.objects, table.meta, index, range(len(index.entries)), LAYOUT))
+    assert index.entries["memory"].tolist() == [b.nbytes for b in table.blocks]
+    assert all(abs(b.nbytes - m) <= 64 for b, m in zip(blocks, index.entries["memory"].tolist(), strict=True))
+
+
+@pytest.mark.parametrize("compression", [None, "lz4"])
+def test_a_block_that_was_read_holds_no_memory_of_its_neighbours(world: World, compression: str | None) -> None:
+    """Arrow does not copy what was not compressed, or would not shrink."""
+    table = wide([1000] * 500, compression=compression)
+    run(world.objects.put(table.meta.name, table.data))
+    blocks = run(read_blocks(world.objects, table.meta, table.index, range(len(table.blocks)), LAYOUT))
+    held = {buffer.parent.size if buffer.parent is not None else buffer.size for buffer in _buffers(blocks[7])}
+    assert max(held) <= 2 * 10_000
+    addresses = [{(b.parent or b).address for b in _buffers(block)} for block in blocks[:2]]
+    assert addresses[0].isdisjoint(addresses[1])
+
+
+def _buffers(block: pa.RecordBatch) -> list[pa.Buffer]:
+    return [buffer for column in block.columns for buffer in column.buffers() if buffer is not None]
+
+
+def test_neighbours_are_read_together_but_not_a_large_file_at_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sstable, "_READ_BYTES", 50_000)
+    table = wide([1000] * 500)
+    run(world.objects.put(table.meta.name, table.data))
+    sizes = []
+
+    class Counting:
+        async def get_range(self, name: str, start: int, end: int) -> bytes:
+            sizes.append(end - start)
+            return await world.objects.get_range(name, start, end)
+
+    everything = range(len(table.blocks))
+    blocks = run(read_blocks(Counting(), table.meta, table.index, everything, LAYOUT))  # type: ignore[arg-type]
+    assert pa.Table.from_batches(blocks).num_rows == 500
+    assert max(sizes) <= 50_000
+    assert len(sizes) <= 2 * sum(sizes) // 50_000 + 1
