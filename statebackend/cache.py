@@ -1,4 +1,4 @@
-"""Decoded blocks and filters of SSTables in memory, least recently used first out, and the reads through them.
+"""Blocks, filters and indexes of SSTables in memory, least recently used first out, and the reads through them.
 
 What is in memory is read on the caller's thread; only what is missing costs a change of threads.
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
+from weakref import WeakValueDictionary
 
 import pyarrow as pa
 
@@ -27,6 +28,11 @@ BlockSelector: TypeAlias = Callable[[SSTableMeta, SSTableIndex], Sequence[int]]
 """Numbers of the blocks of a file that a read needs, in order, by its index."""
 
 
+_Entry: TypeAlias = SortedRows | BloomFilter | SSTableIndex
+_FILTER, _INDEX = -1, -2
+"""In place of the number of a block."""
+
+
 @dataclass(frozen=True, slots=True)
 class OpenFile:
     """What is known of a file before any block is read; ``filter`` is None where there is none to ask."""
@@ -37,14 +43,14 @@ class OpenFile:
 
 
 class BlockCache:
-    """Blocks by (file, number), and filters by file, up to a number of bytes; thread-safe."""
+    """Blocks by (file, number), filters and indexes by file, up to a number of bytes; thread-safe."""
 
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
         # State below is protected by _lock.
         self._lock = threading.Lock()
-        self._entries: OrderedDict[tuple[str, int | None], SortedRows | BloomFilter] = OrderedDict()
-        self._bytes = 0
+        self._entries: OrderedDict[tuple[str, int], _Entry] = OrderedDict()
+        self._bytes = self._index_bytes = 0
         self._hits = self._misses = 0
 
     @property
@@ -61,6 +67,11 @@ class BlockCache:
     def nbytes(self) -> int:
         """Bytes held now."""
         return self._bytes
+
+    @property
+    def index_bytes(self) -> int:
+        """How many of them are indexes."""
+        return self._index_bytes
 
     def get(self, name: str, number: int) -> SortedRows | None:
         """The block, or None."""
@@ -83,21 +94,49 @@ class BlockCache:
     def get_filter(self, name: str) -> BloomFilter | None:
         """The filter of the file, or None."""
         with self._lock:
-            found = self._get(name, None)
+            found = self._get(name, _FILTER)
         return found if isinstance(found, BloomFilter) else None
 
-    def put(self, name: str, number: int | None, entry: SortedRows | BloomFilter) -> None:
-        """Keep a block, or with None as the number a filter; older ones give way."""
+    def get_index(self, name: str) -> SSTableIndex | None:
+        """The index of the file, or None."""
+        with self._lock:
+            found = self._get(name, _INDEX)
+        return found if isinstance(found, SSTableIndex) else None
+
+    def put(self, name: str, number: int, block: SortedRows) -> None:
+        """Keep a block; what was not used for longest gives way."""
+        self._put(name, number, block)
+
+    def put_filter(self, name: str, bloom: BloomFilter) -> None:
+        """Keep the filter of a file."""
+        self._put(name, _FILTER, bloom)
+
+    def put_index(self, name: str, index: SSTableIndex) -> None:
+        """Keep the index of a file."""
+        self._put(name, _INDEX, index)
+
+    def drop(self, names: Collection[str]) -> None:
+        """Let go of everything of some files."""
+        with self._lock:
+            for key in [key for key in self._entries if key[0] in names]:
+                self._count(self._entries.pop(key), -1)
+
+    def _put(self, name: str, number: int, entry: _Entry) -> None:
         with self._lock:
             if (name, number) in self._entries:
                 return
             self._entries[name, number] = entry
-            self._bytes += entry.nbytes
+            self._count(entry, 1)
             while self._bytes > self._bytes_max and self._entries:
                 _, old = self._entries.popitem(last=False)
-                self._bytes -= old.nbytes
+                self._count(old, -1)
 
-    def _get(self, name: str, number: int | None) -> SortedRows | BloomFilter | None:
+    def _count(self, entry: _Entry, sign: int) -> None:
+        self._bytes += sign * entry.nbytes
+        if isinstance(entry, SSTableIndex):
+            self._index_bytes += sign * entry.nbytes
+
+    def _get(self, name: str, number: int) -> _Entry | None:
         entry = self._entries.get((name, number))
         if entry is not None:
             self._entries.move_to_end((name, number))
@@ -110,7 +149,8 @@ class BlockReader:
     def __init__(self, objects: ObjectStore, cache: BlockCache) -> None:
         self._objects = objects
         self._cache = cache
-        self._indexes: dict[str, SSTableIndex] = {}
+        # What somebody uses is in memory, whether the cache has let go of it or not.
+        self._used: WeakValueDictionary[str, SSTableIndex] = WeakValueDictionary()
         self._in_use: Counter[str] = Counter()  # guarded by _lock
         self._lock = threading.Lock()
 
@@ -139,37 +179,38 @@ class BlockReader:
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes of decoded blocks held now."""
+        """Bytes of decoded blocks, filters and indexes held now."""
         return self._cache.nbytes
 
     @property
     def index_bytes(self) -> int:
-        """Bytes of block indexes held now; they stay as long as their file is live, outside the cache's limit."""
-        return sum(index.nbytes for index in tuple(self._indexes.values()))
+        """How many of them are block indexes."""
+        return self._cache.index_bytes
 
     def keep(self, table: EncodedSSTable) -> None:
         """Keep what was just written, so that it need not be read back."""
-        self._indexes[table.meta.name] = table.index
         for number, block in enumerate(table.blocks):
             # A copy: the blocks are slices of the whole file, which one of them would hold.
             own = block if len(table.blocks) == 1 else pa.concat_batches([block])
             self._cache.put(table.meta.name, number, SortedRows.of(table.layout, own))
         if table.filter is not None and self.wants_filter(table.index):
-            self._cache.put(table.meta.name, None, table.filter)
+            self._cache.put_filter(table.meta.name, table.filter)
+        self._keep_index(table.meta, table.index)  # last, as what is used first
 
-    def forget(self, live: set[str]) -> None:
-        """Let go of the indexes of files that are no longer live."""
-        self._indexes = {name: index for name, index in self._indexes.items() if name in live}
+    def forget(self, names: Collection[str]) -> None:
+        """Let go of files that are no longer live."""
+        if names:
+            self._cache.drop(names)
 
     # --- what is in memory; any thread, no request ---
 
     def index_now(self, meta: SSTableMeta) -> SSTableIndex | None:
-        """The index of a file, if it was read already."""
-        return self._indexes.get(meta.name)
+        """The index of a file, if it is in memory."""
+        return self._cache.get_index(meta.name) or self._used.get(meta.name)
 
     def open_now(self, meta: SSTableMeta) -> OpenFile | None:
         """The index and the filter of a file, if they are in memory as far as they are wanted."""
-        if (index := self._indexes.get(meta.name)) is None:
+        if (index := self.index_now(meta)) is None:
             return None
         bloom = self._cache.get_filter(meta.name)
         return OpenFile(meta, index, bloom) if bloom is not None or not self.wants_filter(index) else None
@@ -184,18 +225,18 @@ class BlockReader:
 
     def blocks_now(self, meta: SSTableMeta, select: BlockSelector) -> list[SortedRows] | None:
         """The selected blocks, if all of them are in memory."""
-        index = self._indexes.get(meta.name)
+        index = self.index_now(meta)
         return None if index is None else self._cache.get_all(meta.name, select(meta, index))
 
     # --- what may have to be read; on the store's runtime ---
 
     async def index(self, meta: SSTableMeta) -> SSTableIndex:
-        """The index of a file, read once."""
-        if (index := self._indexes.get(meta.name)) is None:
+        """The index of a file."""
+        if (index := self.index_now(meta)) is None:
             index, bloom = await read_index(self._objects, meta)
-            self._indexes[meta.name] = index
+            self._keep_index(meta, index)
             if bloom is not None and self.wants_filter(index):
-                self._cache.put(meta.name, None, bloom)
+                self._cache.put_filter(meta.name, bloom)
         return index
 
     async def open(self, meta: SSTableMeta) -> OpenFile:
@@ -204,7 +245,7 @@ class BlockReader:
         bloom = self._cache.get_filter(meta.name)
         if bloom is None and self.wants_filter(index):
             bloom = await read_filter(self._objects, meta, index)
-            self._cache.put(meta.name, None, bloom)
+            self._cache.put_filter(meta.name, bloom)
         return OpenFile(meta, index, bloom)
 
     async def blocks(self, layout: TableLayout, meta: SSTableMeta, select: BlockSelector) -> list[SortedRows]:
@@ -218,3 +259,7 @@ class BlockReader:
                 found[number] = block = SortedRows.of(layout, batch)
                 self._cache.put(meta.name, number, block)
         return [block for block in found.values() if block is not None]
+
+    def _keep_index(self, meta: SSTableMeta, index: SSTableIndex) -> None:
+        self._used[meta.name] = index
+        self._cache.put_index(meta.name, index)

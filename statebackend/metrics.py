@@ -127,7 +127,8 @@ class CacheMetrics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryMetrics:
-    """Bytes that the store holds: rows not yet in files (of them frozen ones), decoded blocks, block indexes."""
+    """Bytes that the store holds: rows not yet in files (of them frozen ones), cached blocks and filters, cached block
+    indexes."""
 
     memtables: int
     frozen: int

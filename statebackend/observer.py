@@ -63,7 +63,7 @@ class StoreObserver:
             "frozen_memtables": metrics.task("flusher").backlog,
             "memory_bytes": metrics.memory.memtables,
             "files": sum(t.files for t in metrics.tables),
-            "cache_bytes": metrics.memory.blocks,
+            "cache_bytes": metrics.memory.blocks + metrics.memory.indexes,
             "index_bytes": metrics.memory.indexes,
             "commits": metrics.commits,
             "flush_failures": metrics.task("flusher").failures,
@@ -98,7 +98,7 @@ class StoreObserver:
             memory=MemoryMetrics(
                 memtables=sum(t.memory_bytes for t in opened.values()),
                 frozen=frozen,
-                blocks=self.reader.cache.nbytes,
+                blocks=self.reader.cache.nbytes - self.reader.index_bytes,
                 indexes=self.reader.index_bytes,
             ),
             amplification=_amplification(tables, requests, self.collector.kept_bytes, manifest),

@@ -22,7 +22,7 @@ class StoreSettings:
     ``filter_bits_per_key``: size of the Bloom filter of a file. At 10 about one missing key in a hundred costs a read
     in vain; 0: no filters.
 
-    ``cache_bytes``: bytes of decoded blocks and filters kept in memory; what was just flushed is kept first.
+    ``cache_bytes``: bytes of decoded blocks, filters and indexes kept in memory; what was just flushed is kept first.
 
     ``disk_cache_dir``, ``disk_cache_bytes``: keep chunks of SSTables in this local directory, up to so many bytes,
     so that a remote store is read once; for storage that is slower than the local disk. Processes may share it.

@@ -31,7 +31,7 @@ ENTRY = np.dtype(
 """DO NOT CHANGE: files hold arrays of this. ``memory``: bytes of the decoded block."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class SSTableIndex:
     """Place and statistics of every block, as one structured array, and where the filter is, if there is one.
 

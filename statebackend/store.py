@@ -345,11 +345,12 @@ class StateStore:
         # Its mark, not that of a request: the outcome of a checkpoint may become known by a compaction.
         low_mark = manifest.low_marks.get(self._flusher.owner, 0)
         with self.lock:
+            gone = self._manifest.files.keys() - manifest.files.keys()
             self._manifest = manifest
             for name, table in self._tables.items():
                 if (state := manifest.tables.get(name)) is not None:
                     table.flushed(low_mark, state.files)
-        self.reader.forget(set(manifest.files))
+        self.reader.forget(gone)
 
     def _layout_of(self, state: TableState) -> TableLayout:
         """The layout of a table for a merge, whether this process opened it or not."""

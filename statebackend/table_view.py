@@ -7,8 +7,9 @@ all of it at once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
@@ -21,11 +22,17 @@ from statebackend.memtable import Piece
 from statebackend.merge import HASH_COLUMN, TableLayout, concat
 from statebackend.probe import Found, Probes, SortedRows, candidates, find, plan_blocks
 from statebackend.sstable import SSTableMeta
+from statebackend.sstable_index import SSTableIndex
+from statebackend.tables import TableOrder
 
 __all__ = ["FileHost", "TableView"]
 
 T = TypeVar("T")
 Positions = npt.NDArray[np.intp]
+Hashes = npt.NDArray[np.uint64]
+
+_HELD_BYTES = 32 << 20
+"""Bytes of blocks that one lookup holds at once, beside those in the cache; not of each of its keys' rows."""
 
 
 class FileHost(Protocol):
@@ -87,9 +94,15 @@ class TableView:
             return concat([], self.layout.stored)
         files = self._files(hashes, start, end)
         wanted = {f.meta.name: hashes if f.filter is None else hashes[f.filter.may_hold(hashes)] for f in files}
-        pieces = self.blocks([f.meta for f in files], lambda meta, index: index.holding(wanted[meta.name], start, end))
-        met = [candidates(self.layout, rows, hashes, start, end) for rows in (*pieces, *self.memory)]
-        return self.layout.merge(met, watermark=self.watermark, drop_tombstones=True)
+        merged = []
+        # In order `time` every block has all hashes, so that fewer of them would not need fewer blocks.
+        whole = self.layout.spec.order is TableOrder.TIME
+        for some in [hashes] if whole else _slices(hashes, files, wanted, start, end):
+            asked = {name: _within(found, some) for name, found in wanted.items()}
+            pieces = self.blocks([f.meta for f in files], partial(_holding, asked, start, end))
+            met = [candidates(self.layout, rows, some, start, end) for rows in (*pieces, *self.memory)]
+            merged.append(self.layout.merge(met, watermark=self.watermark, drop_tombstones=True))
+        return concat(merged, self.layout.stored)
 
     def newest(self, keys: pa.RecordBatch) -> tuple[pa.RecordBatch, npt.NDArray[np.int64]]:
         """The newest row of each key of an upsert table, and for every key its place among these rows, or -1.
@@ -126,22 +139,25 @@ class TableView:
         times = self.layout.times(probes.batch)
         start, end = (None, None) if times is None else (int(times.min()), int(times.max()) + 1)
         for file in reversed(self._files(probes.batch.column(HASH_COLUMN).to_numpy(), start, end)):
-            found = self._find_in_file(file, probes, missing, known)
-            if len(found.at):
-                missing = _without(missing, found.at)
-                yield found
+            for found in self._find_in_file(file, probes, missing, known):
+                if len(found.at):
+                    missing = _without(missing, found.at)
+                    yield found
             if not len(missing):
                 return
 
     def _find_in_file(
         self, file: OpenFile, probes: Probes, missing: Positions, known: npt.NDArray[np.uint64] | None
-    ) -> Found:
+    ) -> Iterator[Found]:
+        """What the file holds of the missing keys, some of its blocks at a time."""
         if file.filter is not None and known is not None:
             missing = missing[file.filter.may_hold(known[missing])]
         plan = plan_blocks(self.layout, file.index, probes, missing)
-        numbers = [number for number, _ in plan]
-        blocks = self.blocks([file.meta], lambda *_: numbers)
-        return find(self.layout, zip(blocks, (at for _, at in plan), strict=True), probes)
+        sizes = file.index.entries["memory"][[number for number, _ in plan]]
+        for part in np.split(np.arange(len(plan)), _cuts(sizes)):
+            numbers = [plan[i][0] for i in part]
+            blocks = self.blocks([file.meta], partial(_these, numbers))
+            yield find(self.layout, zip(blocks, (plan[i][1] for i in part), strict=True), probes)
 
     def _files(self, hashes: npt.NDArray[np.uint64], start: int | None, end: int | None) -> list[OpenFile]:
         """The files that may hold some of these hashes and times, oldest first."""
@@ -154,6 +170,42 @@ class TableView:
         absent = [meta for meta, file in zip(files, found, strict=True) if file is None]
         read = iter(self.host.read(lambda: _gather(reader.open(meta) for meta in absent)) if absent else ())
         return [next(read) if file is None else file for file in found]
+
+
+def _these(numbers: list[int], _: SSTableMeta, __: SSTableIndex) -> list[int]:
+    return numbers
+
+
+def _holding(
+    hashes: Mapping[str, Hashes], start: int | None, end: int | None, meta: SSTableMeta, index: SSTableIndex
+) -> list[int]:
+    return index.holding(hashes[meta.name], start, end)
+
+
+def _cuts(sizes: npt.NDArray[np.uint64]) -> Positions:
+    """Where to cut a list of blocks, so that each part takes about `_HELD_BYTES` in memory at most."""
+    full = np.cumsum(sizes.astype(np.float64)) // _HELD_BYTES
+    cuts: Positions = np.flatnonzero(full[1:] != full[:-1]) + 1
+    return cuts
+
+
+def _slices(
+    hashes: Hashes, files: Sequence[OpenFile], wanted: Mapping[str, Hashes], start: int | None, end: int | None
+) -> list[Hashes]:
+    """The sorted hashes, cut so that the blocks which one slice needs take about `_HELD_BYTES` (and one per file)."""
+    numbers = [file.index.holding(wanted[file.meta.name], start, end) for file in files]
+    sizes = [file.index.entries["memory"][some] for file, some in zip(files, numbers, strict=True)]
+    if sum(float(s.sum()) for s in sizes) <= _HELD_BYTES:
+        return [hashes]
+    first = np.concatenate([file.index.hash_min[some] for file, some in zip(files, numbers, strict=True)])
+    order = np.argsort(first)
+    cuts = first[order][_cuts(np.concatenate(sizes)[order])]
+    return [part for part in np.split(hashes, np.searchsorted(hashes, cuts)) if len(part)]
+
+
+def _within(hashes: Hashes, span: Hashes) -> Hashes:
+    """The sorted hashes from the first to the last of some others."""
+    return hashes[np.searchsorted(hashes, span[0]) : np.searchsorted(hashes, span[-1], side="right")]
 
 
 def _without(sorted_: Positions, some: Positions) -> Positions:

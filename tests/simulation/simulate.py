@@ -101,7 +101,7 @@ class Profile:
                 compaction=rng.choice(["embedded", "embedded", "none"]),
                 compaction_takeover_s=rng.choice([0.1, 1.0, 20.0]),
                 runs_max=rng.choice([3, 8]),
-                file_bytes_max=rng.choice([3000, 1 << 20]),
+                file_bytes_max=rng.choice([4000, 1 << 20]),
                 cpu_threads=rng.choice([1, 3]),
                 commit_timeout_s=rng.choice([0.2, 2.0]),
                 request_timeout_s=3.0,

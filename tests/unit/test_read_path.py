@@ -129,7 +129,7 @@ def test_a_filter_that_would_fill_the_cache_is_left_in_its_file(world: World) ->
     with world.open(settings=settings) as store:
         fill(store)
         table = store.table(ROWS)
-        index = store.reader.index_now(table.files[0])
+        index = store.read(lambda: store.reader.index(table.files[0]))
         assert index is not None
         assert not store.reader.wants_filter(index)
         assert table.lookup(keys(3, -3)).hit.to_pylist() == [True, False]
