@@ -5,7 +5,8 @@ Rows are checked before anything is touched, so that a batch which does not fit 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +17,7 @@ from statebackend.backend import LookupResult, Matches
 from statebackend.errors import SchemaMismatchError
 from statebackend.keys import canonicalise
 from statebackend.manifest import TableCut
-from statebackend.memtable import MemTable, null_row_batch
+from statebackend.memtable import Fold, MemTable, Piece, null_row_batch
 from statebackend.merge import HASH_COLUMN, HashRange, TableLayout, concat
 from statebackend.probe import Probes, Row, SortedRows, locate, match_rows
 from statebackend.tables import TableKind, TableOrder, TableSpec
@@ -42,6 +43,7 @@ class BufferedTable:
     def __init__(self, host: BufferHost, layout: TableLayout, watermark: int | None) -> None:
         self._host = host
         self.layout = layout
+        self._folding = threading.Lock()  # taken before the backend's lock, never while that is held
         # State below is protected by the backend's lock.
         self.memtable = MemTable(layout)
         self._watermark = watermark
@@ -76,6 +78,12 @@ class BufferedTable:
         self.layout.check(batch)
         with self._host.lock:
             self.memtable.append(batch)
+            crowded = self.memtable.is_crowded
+        if crowded and self._folding.acquire(blocking=False):  # else somebody is at it
+            try:
+                self._fold(Fold.reduced)
+            finally:
+                self._folding.release()
         self._host.relieve()
 
     def delete(self, keys: pa.RecordBatch) -> None:
@@ -99,6 +107,19 @@ class BufferedTable:
             if self._watermark is None or before > self._watermark:
                 self._watermark = before
                 self.memtable.expire(before)
+
+    def _sort_memtable(self) -> None:
+        """Merge what was written since the last time, without the backend's lock."""
+        if not self.memtable.is_sorted:
+            with self._folding:
+                self._fold(Fold.sorted)
+
+    def _fold(self, merge: Callable[[Fold], Sequence[Piece]]) -> None:
+        with self._host.lock:
+            fold = self.memtable.begin_fold()
+        pieces = merge(fold)
+        with self._host.lock:
+            self.memtable.adopt(fold, pieces)
 
     def _check_times(self, time_range: tuple[int | None, int | None]) -> None:
         if self.spec.time_field is None and time_range != (None, None):

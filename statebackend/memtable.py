@@ -5,6 +5,9 @@ pieces into one whenever the rows that came since the last fold outnumber what t
 that merging costs a constant share of the writes. A table that is asked for keys (an upsert table at every
 read) sorts its pieces and keeps their sizes geometric. Freezing hands the list over without touching a row.
 
+A fold takes time, so it is done without the store's lock: pieces never change, and the result takes their place only
+if they are still there (`Fold`). Neither a write nor a barrier waits for one.
+
 Pieces are canonical; the hash of the stored form is made when a read or a flush needs it.
 """
 
@@ -21,7 +24,7 @@ from statebackend.merge import TableLayout
 from statebackend.probe import SortedRows
 from statebackend.tables import TableKind
 
-__all__ = ["FrozenMemTable", "MemTable", "Piece", "null_row_batch"]
+__all__ = ["Fold", "FrozenMemTable", "MemTable", "Piece", "null_row_batch"]
 
 FOLD_ROWS_MIN = 1 << 20
 """Below this many rows an aggregate table is never folded early: a fold has a fixed cost."""
@@ -88,6 +91,29 @@ class FrozenMemTable:
         return self.pieces
 
 
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """The pieces of a MemTable at one moment: merged without a lock, and put in their place by `MemTable.adopt`."""
+
+    layout: TableLayout
+    pieces: tuple[Piece, ...]
+    watermark: int | None
+    generation: int
+
+    def sorted(self) -> tuple[Piece, ...]:
+        """The pieces in physical order, few and free of duplicates, oldest first."""
+        if not self.pieces or self.pieces[-1].rows is not None:
+            return self.pieces
+        return tuple(_sort_pieces(self.layout, self.pieces, self.watermark))
+
+    def reduced(self) -> tuple[Piece, ...]:
+        """One row of states per key, of an aggregate table; in no order."""
+        layout = self.layout
+        assert layout.merger is not None
+        reduced = layout.merger.reduce([p.batch.select(layout.spec.schema.names) for p in self.pieces])
+        return tuple(Piece(batch, layout.time_max(batch)) for batch in reduced if batch.num_rows)
+
+
 class MemTable:
     """Mutable list of pieces; the store's lock guards every call."""
 
@@ -98,6 +124,7 @@ class MemTable:
         self._rows_unfolded = 0
         self._rows_folded = 0
         self._watermark: int | None = None
+        self._generation = 0  # changes with the pieces, unless some are appended
 
     @property
     def rows(self) -> int:
@@ -109,6 +136,17 @@ class MemTable:
         """Bytes held."""
         return self._nbytes
 
+    @property
+    def is_sorted(self) -> bool:
+        """Whether all pieces are in physical order."""
+        return not self._pieces or self._pieces[-1].rows is not None
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether partial states have gathered that should be reduced."""
+        aggregate = self._layout.spec.kind is TableKind.AGGREGATE
+        return aggregate and self._rows_unfolded > max(FOLD_ROWS_MIN, self._rows_folded)
+
     def append(self, batch: pa.RecordBatch, *, tombstone: bool = False) -> None:
         """Add one batch of the table's columns (for a deletion: keys filled, the others null)."""
         if not batch.num_rows:
@@ -117,57 +155,44 @@ class MemTable:
         self._pieces.append(Piece(batch, self._layout.time_max(batch), tombstone=tombstone))
         self._nbytes += batch.nbytes
         self._rows_unfolded += batch.num_rows
-        if self._layout.spec.kind is TableKind.AGGREGATE and self._rows_unfolded > max(
-            FOLD_ROWS_MIN, self._rows_folded
-        ):
-            self._fold_states()
 
     def expire(self, watermark: int) -> None:
         """Let go of the pieces that lie wholly below the watermark; the rows of others go when they are merged."""
         self._watermark = watermark
         kept = [p for p in self._pieces if p.time_max is None or p.time_max >= watermark]
         if len(kept) != len(self._pieces):
-            self._pieces = kept
-            self._nbytes = sum(p.batch.nbytes for p in kept)
-            self._rows_folded = 0
-            self._rows_unfolded = sum(p.batch.num_rows for p in kept)
+            self._replace(kept, folded=0)
 
     def pieces(self) -> tuple[Piece, ...]:
-        """The pieces, oldest first; those of an upsert table sorted, few and free of duplicates."""
-        if self._layout.spec.kind is TableKind.UPSERT:
-            return self.sorted_pieces()
+        """The pieces, oldest first."""
         return tuple(self._pieces)
 
-    def sorted_pieces(self) -> tuple[Piece, ...]:
-        """The pieces in physical order, few and free of duplicates, oldest first."""
-        if self._pieces and self._pieces[-1].rows is None:
-            self._pieces = _sort_pieces(self._layout, self._pieces, self._watermark)
-            self._nbytes = sum(p.batch.nbytes for p in self._pieces)
-            self._rows_folded, self._rows_unfolded = sum(p.batch.num_rows for p in self._pieces), 0
-        return tuple(self._pieces)
+    def begin_fold(self) -> Fold:
+        """What is to be merged."""
+        return Fold(self._layout, tuple(self._pieces), self._watermark, self._generation)
+
+    def adopt(self, fold: Fold, pieces: Sequence[Piece]) -> None:
+        """Replace the pieces of ``fold`` by what they were merged to, unless they are not here any more."""
+        if fold.generation == self._generation:
+            self._replace([*pieces, *self._pieces[len(fold.pieces) :]], folded=len(pieces))
 
     def restore(self, pieces: tuple[Piece, ...]) -> None:
         """Begin with these pieces; the MemTable is empty."""
-        self._pieces = list(pieces)
-        self._nbytes = sum(p.batch.nbytes for p in pieces)
-        self._rows_unfolded = sum(p.batch.num_rows for p in pieces)
+        self._replace(list(pieces), folded=0)
 
     def take(self) -> tuple[Piece, ...]:
         """Hand over all pieces and be empty again."""
         pieces = tuple(self._pieces)
-        self._pieces, self._nbytes, self._rows_folded, self._rows_unfolded = [], 0, 0, 0
+        self._replace([], folded=0)
         return pieces
 
-    def _fold_states(self) -> None:
-        assert self._layout.merger is not None
-        names = self._layout.spec.schema.names
-        reduced = self._layout.merger.reduce([p.batch.select(names) for p in self._pieces])
-        self._pieces = []
-        for batch in reduced:
-            if batch.num_rows:
-                self._pieces.append(Piece(batch, self._layout.time_max(batch)))
-        self._nbytes = sum(b.nbytes for b in reduced)
-        self._rows_folded, self._rows_unfolded = sum(b.num_rows for b in reduced), 0
+    def _replace(self, pieces: list[Piece], *, folded: int) -> None:
+        """Have these pieces, the first ``folded`` of them merged."""
+        self._pieces = pieces
+        self._generation += 1
+        self._nbytes = sum(p.batch.nbytes for p in pieces)
+        self._rows_folded = sum(p.batch.num_rows for p in pieces[:folded])
+        self._rows_unfolded = sum(p.batch.num_rows for p in pieces[folded:])
 
 
 def _sort_pieces(layout: TableLayout, pieces: Sequence[Piece], watermark: int | None) -> list[Piece]:

@@ -17,7 +17,7 @@ from statebackend.buffered_table import BufferedTable, BufferHost
 from statebackend.memtable import Piece
 from statebackend.merge import HASH_COLUMN, HashRange
 from statebackend.slatedb_rows import RowCodec
-from statebackend.tables import TableOrder
+from statebackend.tables import TableKind, TableOrder
 
 __all__ = ["SlateHost", "SlateTable"]
 
@@ -103,6 +103,8 @@ class SlateTable(BufferedTable):
         self.frozen = {s: p for s, p in self.frozen.items() if s > low_mark}
 
     def _view(self) -> tuple[Any, list[Piece], int | None]:
+        if self.spec.kind is TableKind.UPSERT:
+            self._sort_memtable()
         with self._host.lock:
             frozen = [piece for pieces in self.frozen.values() for piece in pieces]
             return self._backend.snapshot, [*frozen, *self.memtable.pieces()], self._watermark

@@ -24,7 +24,7 @@ from statebackend.probe import Row
 from statebackend.sstable import SSTableMeta
 from statebackend.sstable_index import SSTableIndex
 from statebackend.table_view import FileHost, TableView
-from statebackend.tables import TableOrder, TableSpec
+from statebackend.tables import TableKind, TableOrder, TableSpec
 
 __all__ = ["LsmTable", "TableHost"]
 
@@ -167,18 +167,22 @@ class LsmTable(BufferedTable):
     def _view(self, *, ordered: bool = False) -> Iterator[TableView]:
         """Everything at this moment; its files stay where they are until the end of the block."""
         with ExitStack() as stack:
-            with self._host.lock:
-                view = self._moment(ordered=ordered)
-                if view.files:
-                    stack.enter_context(self._store.reader.using(view.files))
-            yield view
+            yield self._moment(ordered=ordered, reading=stack)
 
-    def _moment(self, *, ordered: bool) -> TableView:
-        """Everything at this moment, for reads that need no file; ``ordered``: to look up keys."""
+    def _moment(self, *, ordered: bool, reading: ExitStack | None = None) -> TableView:
+        """Everything at this moment; ``ordered``: to look up keys; ``reading``: until its end files are read.
+
+        Pieces are merged without the lock, so that writes and barriers do not wait.
+        """
+        in_order = ordered or self.spec.kind is TableKind.UPSERT
+        if in_order:
+            self._sort_memtable()
         with self._host.lock:
-            frozen, watermark = self.frozen, self._watermark
-            pieces = self.memtable.sorted_pieces() if ordered else self.memtable.pieces()
+            frozen, watermark, fold = self.frozen, self._watermark, self.memtable.begin_fold()
             files = (*self.files, *(meta for _, meta in self.early)) if self.early else self.files
+            if reading is not None and files:
+                reading.enter_context(self._store.reader.using(files))
+        pieces = fold.sorted() if in_order else fold.pieces  # here, what was written since
         if frozen:
             older = (p for f in frozen for p in (f.sorted_pieces(self.layout) if ordered else f.pieces))
             pieces = (*older, *pieces)

@@ -44,7 +44,9 @@ def test_rows_are_merged_few_times_and_lie_in_few_pieces_although_keys_are_asked
     for number in range(WRITES):
         keys = np.arange(ROWS) + number * ROWS
         memtable.append(pa.record_batch([pa.array(keys), pa.array(-keys)], schema=spec.schema))
-        found = memtable.sorted_pieces()
+        fold = memtable.begin_fold()
+        found = fold.sorted()
+        memtable.adopt(fold, found)
         most = max(most, len(found))
         assert sum(piece.batch.num_rows for piece in found) == (number + 1) * ROWS
     assert most <= pieces
