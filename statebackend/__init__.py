@@ -10,14 +10,17 @@ General layout, from the ground up (each module imports only from those above it
     prepared  plan_surgery  aggregate_*   DataFusion: partial, reduce and final plans of one aggregation,
     state_layout  accumulators            and their face
     schema_history                        how the columns of a table change
-    merge  bloom  sstable  probe          pieces of tables in memory and in files, filters, vectorised lookups
+    merge  bloom  sstable_index  sstable  pieces of tables in memory and in files, filters,
+    probe                                 vectorised lookups
     memtable  cache  table_view           and everything of one table at one moment
     scalar_hash  points                   lookups of a few keys
     manifest  manifest_*                  the manifest, its transitions, its bytes, its publication
     flusher  compaction  compact*_*       background work: merging is planned, carried out,
     compactor                             claimed and committed, here or in a process of its own
     metrics  metrics_server               figures as values, rows, Prometheus text, over HTTP
-    buffered_table  table  observer  store     the store
+    buffered_table  table  states_check   one table of an open store
+    memory_budget  early_flush  background     when memory is short, and what is done now and then
+    observer  store                       the store
     kv                                    a plain key-value face
     lsm_backend  memory_backend           implementations of the StateBackend protocol in `backend`;
     slatedb_backend  slatedb_*            SlateDB as another, registered as a third party would
@@ -56,6 +59,7 @@ from statebackend.keys import rows_equal
 from statebackend.kv import KeyValueStore, open_kv
 from statebackend.lsm_backend import backend_names, open_backend
 from statebackend.memory_backend import MemoryStateBackend, MemoryStateSpace
+from statebackend.memory_budget import MemoryBudget
 from statebackend.metrics import BackgroundStatus, StoreMetrics, TableMetrics, TaskState
 from statebackend.plan_surgery import read_wire, write_wire
 from statebackend.prepared import PreparedPlan
@@ -82,6 +86,7 @@ __all__ = [
     "KeyValueStore",
     "LookupResult",
     "Matches",
+    "MemoryBudget",
     "MemoryStateBackend",
     "MemoryStateSpace",
     "ObjectMissingError",

@@ -22,7 +22,7 @@ from statebackend.probe import SortedRows
 from statebackend.sstable import EncodedSSTable, SSTableMeta, read_blocks, read_filter, read_index
 from statebackend.sstable_index import SSTableIndex
 
-__all__ = ["BlockCache", "BlockReader", "BlockSelector", "OpenFile"]
+__all__ = ["BlockCache", "BlockReader", "BlockSelector", "CachePool", "OpenFile"]
 
 BlockSelector: TypeAlias = Callable[[SSTableMeta, SSTableIndex], Sequence[int]]
 """Numbers of the blocks of a file that a read needs, in order, by its index."""
@@ -42,21 +42,39 @@ class OpenFile:
     filter: BloomFilter | None
 
 
-class BlockCache:
-    """Blocks by (file, number), filters and indexes by file, up to a number of bytes; thread-safe."""
+class CachePool:
+    """Blocks, filters and indexes of any number of stores, up to a number of bytes; thread-safe."""
 
     def __init__(self, bytes_max: int) -> None:
-        self._bytes_max = bytes_max
-        # State below is protected by _lock.
-        self._lock = threading.Lock()
-        self._entries: OrderedDict[tuple[str, int], _Entry] = OrderedDict()
+        self.bytes_max = bytes_max
+        self.lock = threading.Lock()
+        # Guarded by it; by (whose, file, number of the block).
+        self.entries: OrderedDict[tuple[BlockCache, str, int], _Entry] = OrderedDict()
+        self.nbytes = 0
+
+    def make_room(self, nbytes: int) -> bool:
+        """Let go of what was not used for longest, until so much fits; False if it never does. The lock is held."""
+        if nbytes > self.bytes_max:
+            return False
+        while self.nbytes + nbytes > self.bytes_max:
+            (owner, _, _), entry = self.entries.popitem(last=False)
+            owner.count(entry, -1)
+        return True
+
+
+class BlockCache:
+    """One store's part of a pool: blocks by (file, number), filters and indexes by file; thread-safe."""
+
+    def __init__(self, pool: CachePool) -> None:
+        self._pool = pool
+        # State below is protected by the pool's lock.
         self._bytes = self._index_bytes = 0
         self._hits = self._misses = 0
 
     @property
     def bytes_max(self) -> int:
-        """The limit."""
-        return self._bytes_max
+        """The limit, of the whole pool."""
+        return self._pool.bytes_max
 
     @property
     def requests(self) -> tuple[int, int]:
@@ -65,7 +83,7 @@ class BlockCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held now."""
+        """Bytes held now by this store."""
         return self._bytes
 
     @property
@@ -75,7 +93,7 @@ class BlockCache:
 
     def get(self, name: str, number: int) -> SortedRows | None:
         """The block, or None."""
-        with self._lock:
+        with self._pool.lock:
             block = self._get(name, number)
             self._hits += block is not None
             self._misses += block is None
@@ -83,7 +101,7 @@ class BlockCache:
 
     def get_all(self, name: str, numbers: Sequence[int]) -> list[SortedRows] | None:
         """The blocks if all are there, else None and nothing is counted."""
-        with self._lock:
+        with self._pool.lock:
             found = [self._get(name, number) for number in numbers]
             blocks = [block for block in found if isinstance(block, SortedRows)]
             if len(blocks) < len(numbers):
@@ -93,13 +111,13 @@ class BlockCache:
 
     def get_filter(self, name: str) -> BloomFilter | None:
         """The filter of the file, or None."""
-        with self._lock:
+        with self._pool.lock:
             found = self._get(name, _FILTER)
         return found if isinstance(found, BloomFilter) else None
 
     def get_index(self, name: str) -> SSTableIndex | None:
         """The index of the file, or None."""
-        with self._lock:
+        with self._pool.lock:
             found = self._get(name, _INDEX)
         return found if isinstance(found, SSTableIndex) else None
 
@@ -117,29 +135,37 @@ class BlockCache:
 
     def drop(self, names: Collection[str]) -> None:
         """Let go of everything of some files."""
-        with self._lock:
-            for key in [key for key in self._entries if key[0] in names]:
-                self._count(self._entries.pop(key), -1)
+        self._remove(lambda name: name in names)
 
-    def _put(self, name: str, number: int, entry: _Entry) -> None:
-        with self._lock:
-            if (name, number) in self._entries:
-                return
-            self._entries[name, number] = entry
-            self._count(entry, 1)
-            while self._bytes > self._bytes_max and self._entries:
-                _, old = self._entries.popitem(last=False)
-                self._count(old, -1)
+    def clear(self) -> None:
+        """Let go of everything."""
+        self._remove(lambda _: True)
 
-    def _count(self, entry: _Entry, sign: int) -> None:
+    def count(self, entry: _Entry, sign: int) -> None:
+        """An entry came or went; the pool's lock is held."""
+        self._pool.nbytes += sign * entry.nbytes
         self._bytes += sign * entry.nbytes
         if isinstance(entry, SSTableIndex):
             self._index_bytes += sign * entry.nbytes
 
+    def _put(self, name: str, number: int, entry: _Entry) -> None:
+        with self._pool.lock:
+            key = (self, name, number)
+            if key not in self._pool.entries and self._pool.make_room(entry.nbytes):
+                self._pool.entries[key] = entry
+                self.count(entry, 1)
+
+    def _remove(self, chosen: Callable[[str], bool]) -> None:
+        entries = self._pool.entries
+        with self._pool.lock:
+            for key in [key for key in entries if key[0] is self and chosen(key[1])]:
+                self.count(entries.pop(key), -1)
+
     def _get(self, name: str, number: int) -> _Entry | None:
-        entry = self._entries.get((name, number))
+        key = (self, name, number)
+        entry = self._pool.entries.get(key)
         if entry is not None:
-            self._entries.move_to_end((name, number))
+            self._pool.entries.move_to_end(key)
         return entry
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pyarrow as pa
 
 from statebackend.backend import Checkpoint, LookupResult, Matches
-from statebackend.cache import BlockCache, BlockReader
+from statebackend.cache import BlockCache, BlockReader, CachePool
 from statebackend.errors import (
     CheckpointGoneError,
     CheckpointNotFoundError,
@@ -96,7 +96,7 @@ def open_checkpoint(
     except BaseException:
         runtime.close(_CLOSE_TIMEOUT_S)
         raise
-    return CheckpointReader(runtime, tools, kept, lease, BlockCache(cache_bytes), dict(udafs or {}))
+    return CheckpointReader(runtime, tools, kept, lease, BlockCache(CachePool(cache_bytes)), dict(udafs or {}))
 
 
 class CheckpointReader:

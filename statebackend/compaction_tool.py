@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from statebackend.cache import BlockCache, BlockReader
+from statebackend.cache import BlockCache, BlockReader, CachePool
 from statebackend.compaction import CompactionPlan, backlog, merge_all
 from statebackend.compaction_merge import RunMerger, let_go
 from statebackend.compactor import LANES, CompactionLayouts, CompactionStats, Compactor
@@ -122,7 +122,7 @@ class ToolCompaction:
         self._follow = follow
         self._everything = everything
         self._on_rows = on_rows
-        reader = BlockReader(tools.objects, BlockCache(0))
+        reader = BlockReader(tools.objects, BlockCache(CachePool(0)))
         self._merger = RunMerger(tools.objects, reader, runtime, settings, tools.clock, tools.rng)
         self._stop = asyncio.Event()
 

@@ -29,7 +29,8 @@ class StoreSettings:
     None: no such cache. It holds rows in plain form; delete it when a backup of a store is put in the store's place.
 
     ``memory_bytes``: bytes of rows not yet in files. Beyond it the largest MemTables are flushed early, before
-    their checkpoint; beyond twice it, writers wait until the storage has taken some.
+    their checkpoint; beyond twice it, writers wait until the storage has taken some. Stores of one process can share
+    this limit and that of the cache, see `MemoryBudget`.
 
     ``compaction``: who merges files. ``"embedded"``: this process, on the CPU threads of the isolated runtime.
     ``"process"``: a process of its own on this machine, started and watched by the store, so that merging

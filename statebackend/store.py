@@ -11,19 +11,18 @@ import logging
 import os
 import random
 import threading
-import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import Future, wait
-from functools import partial
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from statebackend.aggregate_declaration import Declaration
 from statebackend.backend import Checkpoint, Health, JobState
+from statebackend.background import collect_garbage, commit_new_rows
 from statebackend.cache import BlockCache, BlockReader
 from statebackend.compaction_merge import RunMerger
 from statebackend.compactor import CompactionLayouts, Compactor
 from statebackend.compactor_process import CompactorProcess
-from statebackend.errors import CorruptionError, SchemaMismatchError, StateStoreError
+from statebackend.early_flush import EarlyFlusher
+from statebackend.errors import CorruptionError
 from statebackend.flusher import FlushRequest, MemtableFlusher
 from statebackend.garbage_collector import GarbageCollector
 from statebackend.ids import CheckpointId, SequenceNumber, StoreId
@@ -31,7 +30,7 @@ from statebackend.keys import Hasher
 from statebackend.logs import context
 from statebackend.manifest import Manifest, TableState
 from statebackend.manifest_store import Clock, FenceableManifest, ManifestStore, SystemClock, new_id
-from statebackend.memtable import FrozenMemTable
+from statebackend.memory_budget import MemoryBudget
 from statebackend.merge import TableLayout
 from statebackend.metrics import Sample, StoreMetrics
 from statebackend.metrics_server import MetricsServer
@@ -40,7 +39,8 @@ from statebackend.objectstore_stack import ObjectStoreStack
 from statebackend.observer import StoreObserver
 from statebackend.runtime import IsolatedRuntime
 from statebackend.settings import StoreSettings
-from statebackend.sstable import EncodedSSTable, SSTableMeta
+from statebackend.sstable import EncodedSSTable
+from statebackend.states_check import require_same_states
 from statebackend.table import LsmTable
 from statebackend.tables import TableSpec
 
@@ -69,15 +69,17 @@ class StateStore:
         rng: random.Random,
         hasher: Hasher,
         udafs: Mapping[str, AggregateUDF],
+        budget: MemoryBudget,
     ) -> None:
         objects = stack.top
         # Constant after construction.
         self.url = url
         self.settings = settings
         self.restored = found.checkpoint
-        self.reader = BlockReader(objects, BlockCache(settings.cache_bytes))
+        self.reader = BlockReader(objects, BlockCache(budget.cache))
         self.lock = threading.RLock()
         self._runtime = runtime
+        self._budget = budget
         self._clock = clock
         self._hasher = hasher
         self._udafs = udafs
@@ -103,7 +105,7 @@ class StateStore:
         self._checkpoint_id = int(found.checkpoint_id)
         self._job = found.job
         self._closed = False
-        self._early: Future[None] | None = None
+        self._early = EarlyFlusher(self.lock, self._tables, self._next_sequence, self._flusher, self.reader, runtime)
 
     @classmethod
     def open(
@@ -111,6 +113,7 @@ class StateStore:
         url: str | os.PathLike[str],
         settings: StoreSettings | None = None,
         *,
+        memory: MemoryBudget | None = None,
         udafs: Mapping[str, AggregateUDF] | None = None,
         objects: ObjectStore | None = None,
         open_root: Callable[[str], ObjectStore] | None = None,
@@ -123,6 +126,8 @@ class StateStore:
     ) -> StateStore:
         """Open the store at ``url`` for writing, creating it if there is none; older writers are fenced.
 
+        ``memory``: a budget that this store shares with others of the process; None: one of its own, of
+        ``settings.memory_bytes`` and ``settings.cache_bytes``, which mean nothing otherwise.
         ``udafs``: Python aggregate functions by name, for tables that were declared with them.
         ``storage_options`` are for the store itself; ``root_options``, by URL, for the stores that it was branched
         from, see `root_opener`.
@@ -133,6 +138,7 @@ class StateStore:
         settings = settings or StoreSettings()
         if settings.compaction == "process" and (objects is not None or "memory://" in os.fspath(url)):
             raise ValueError(f"{os.fspath(url)}: a compactor in a process of its own cannot reach a store in memory")
+        memory = memory or MemoryBudget(memory_bytes=settings.memory_bytes, cache_bytes=settings.cache_bytes)
         clock = clock or SystemClock()
         rng = rng or random.SystemRandom()
         runtime = IsolatedRuntime("statestore", io_threads=settings.io_threads, cpu_threads=settings.cpu_threads)
@@ -147,7 +153,7 @@ class StateStore:
             stack.rooted.use({number: root.url for number, root in found.roots.items()})
             store = cls(
                 os.fspath(url), stack, fenceable, found, runtime, settings, clock, rng,
-                hasher or Hasher(), dict(udafs or {}),
+                hasher or Hasher(), dict(udafs or {}), memory,
             )  # fmt: skip
             if settings.compaction == "process":
                 child = CompactorProcess(store.url, settings, storage_options, root_options, runtime, clock)
@@ -158,10 +164,15 @@ class StateStore:
         except BaseException:
             runtime.close(5.0)
             raise
+        memory.join(store._early)
         if settings.flush_interval_s is not None:
-            runtime.submit(store._tick(settings.flush_interval_s), background=True)
+            ticks = commit_new_rows(store._commit_new_rows, store._flusher, clock, settings.flush_interval_s)
+            runtime.submit(ticks, background=True)
         if settings.gc_interval_s is not None:
-            runtime.submit(store._collect(settings.gc_interval_s), background=True)
+            collects = collect_garbage(
+                store._collector, store._flusher, lambda: store._manifest, clock, settings.gc_interval_s
+            )
+            runtime.submit(collects, background=True)
         logger.info(
             "opened %s at checkpoint %d, writer epoch %d", stack.top.describe(), found.checkpoint_id, fenceable.epoch,
             extra=store._context(checkpoint_id=int(found.checkpoint_id)),
@@ -189,14 +200,14 @@ class StateStore:
         with self.lock:
             if (table := self._tables.get(spec.name)) is not None:
                 table.layout.history.require_unchanged(table.spec, spec, self.url)
-                _check_states(table.spec, table.layout, spec, self.url)
+                require_same_states(table.spec, table.layout, spec, self.url)
                 return table
             state, history = self._manifest.tables.get(spec.name), None
             if state is not None:
                 history = state.history.evolved(state.spec, spec, self.url)
             layout = TableLayout.of(spec, self._hasher, self._udafs, history)
             if state is not None:
-                _check_states(state.spec, layout, spec, self.url, state.fingerprint)
+                require_same_states(state.spec, layout, spec, self.url, state.fingerprint)
             table = LsmTable(
                 self, layout, state.files if state is not None else (), state.watermark if state is not None else None
             )
@@ -257,7 +268,10 @@ class StateStore:
             server.close()
         if self._compactor_process is not None:
             self._compactor_process.stop()
-        self._runtime.close(deadline_s)
+        try:
+            self._runtime.close(deadline_s)
+        finally:
+            self._give_back()
         if first:
             logger.info("closed", extra=self._context(checkpoint_id=int(self._manifest.checkpoint_id)))
 
@@ -274,42 +288,13 @@ class StateStore:
             raise self._flusher.fatal
 
     def relieve(self) -> None:
-        """Flush the largest table early when memory is short; wait when the storage does not keep up.
-
-        A slow store slows its writers down. A failed early flush is no error: the rows stay in memory,
-        readable, and the next write or checkpoint tries again.
-        """
-        if self._early is not None and not self._early.done():
-            if self._memory_bytes() > 2 * self.settings.memory_bytes:
-                began = time.perf_counter()
-                wait([self._early], timeout=self.settings.commit_timeout_s)
-                self._observer.stalled(waited := time.perf_counter() - began)
-                logger.info("a writer waited %.3f s for the storage", waited, extra=self._context(duration_s=waited))
-            return
-        if self._memory_bytes() <= self.settings.memory_bytes:
-            return
-        with self.lock:
-            table = max(self._tables.values(), key=lambda t: t.memory_bytes)
-            self._sequence += 1
-            table.freeze(SequenceNumber(self._sequence))
-            self._early = self._runtime.submit(
-                self._flusher.flush_early(table.frozen, table.layout, partial(self._flushed_early, table))
-            )
-            self._early.add_done_callback(self._log_failure)
+        """Flush early when the rows of all stores that share the budget exceed it; wait when the storage is slow."""
+        if waited := self._budget.relieve(self.settings.commit_timeout_s):
+            self._observer.stalled(waited)
+            logger.info("a writer waited %.3f s for the storage", waited, extra=self._context(duration_s=waited))
 
     def _context(self, **fields: Any) -> dict[str, Any]:
         return context(store_id=self._store_id, **fields)
-
-    def _memory_bytes(self) -> int:
-        return sum(t.memory_bytes for t in tuple(self._tables.values()))
-
-    def _flushed_early(
-        self, table: LsmTable, frozen: FrozenMemTable, meta: SSTableMeta | None, encoded: EncodedSSTable | None
-    ) -> None:
-        if encoded is not None:
-            self.reader.keep(encoded)
-        with self.lock:
-            table.flushed_early(frozen.sequence, meta)
 
     def read(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run a read on the runtime and wait for it."""
@@ -318,8 +303,7 @@ class StateStore:
     def _cut(self, job: JobState, prepare: Sequence[Callable[[], None]]) -> FlushRequest:
         """Freeze every MemTable; the lock is held."""
         for table in self._tables.values():
-            self._sequence += 1
-            table.freeze(SequenceNumber(self._sequence))
+            table.freeze(self._next_sequence())
         self._checkpoint_id += 1
         return FlushRequest(
             checkpoint_id=CheckpointId(self._checkpoint_id),
@@ -360,33 +344,23 @@ class StateStore:
             return table.layout
         return self._layouts.of(state)  # also where columns have changed and no manifest says so yet
 
-    async def _tick(self, interval_s: float) -> None:
-        """Commit by itself while there are new rows; a failure is kept for `health` and tried again."""
-        while not self._closed and self._flusher.fatal is None:
-            await self._clock.sleep(interval_s)
-            with self.lock:
-                if self._closed or not any(t.memtable.rows for t in self._tables.values()):
-                    continue
-                request = self._cut(self._job, ())
-                commit = self._runtime.submit(self._flusher.flush_imm_memtables_to_l0(request))
-            commit.add_done_callback(self._log_failure)
+    def _give_back(self) -> None:
+        """Leave the budget to the stores that share it."""
+        self._budget.leave(self._early)
+        self.reader.cache.clear()
 
-    async def _collect(self, interval_s: float) -> None:
-        """Collect garbage now and then; a failure is kept for `health` and tried again."""
-        while self._flusher.fatal is None:
-            await self._clock.sleep(interval_s)
-            try:
-                plan = await self._collector.run(self._manifest)
-            except StateStoreError as error:
-                logger.warning("collecting garbage failed, the next run goes on: %s", error, extra=self._context())
-            else:
-                logger.info("collected %d objects", len(plan.objects), extra=self._context())
+    def _next_sequence(self) -> SequenceNumber:
+        """The next in the order of freezing; the lock is held."""
+        self._sequence += 1
+        return SequenceNumber(self._sequence)
 
-    def _log_failure(self, future: Future[Any]) -> None:
-        if not future.cancelled() and (error := future.exception()) is not None:
-            logger.warning(
-                "a flush in the background failed, the rows go with the next one: %s", error, extra=self._context()
-            )
+    def _commit_new_rows(self) -> Future[Checkpoint] | None:
+        """Cut and commit if anything was written since the last time."""
+        with self.lock:
+            if self._closed or not any(t.memtable.rows for t in self._tables.values()):
+                return None
+            request = self._cut(self._job, ())
+            return self._runtime.submit(self._flusher.flush_imm_memtables_to_l0(request))
 
 
 async def _take_over(
@@ -400,31 +374,3 @@ async def _take_over(
             "the manifests were deleted; refusing to start from nothing"
         )
     return await FenceableManifest.init_writer(manifests, clock, rng, settings.commit_timeout_s)
-
-
-def _check_states(
-    known: TableSpec, layout: TableLayout, wanted: TableSpec, url: str, fingerprint: str | None = None
-) -> None:
-    """Raise `SchemaMismatchError` unless the aggregation is the one whose states the table holds."""
-    # Compared as values: the bytes of a type may differ between versions of Arrow.
-    old_states, new_states = _declaration(known), _declaration(wanted)
-    if old_states != new_states:
-        raise SchemaMismatchError(
-            f"{url}: table {known.name!r} holds the states of {_functions(old_states)}, "
-            f"asked for {_functions(new_states)}"
-        )
-    if fingerprint is not None and fingerprint != layout.fingerprint:
-        raise SchemaMismatchError(
-            f"{url}: table {known.name!r} holds states of layout {fingerprint}, "
-            f"this DataFusion makes {layout.fingerprint}"
-        )
-
-
-def _declaration(spec: TableSpec) -> Declaration | None:
-    return None if spec.aggregation is None else Declaration.decode(spec.aggregation)
-
-
-def _functions(declaration: Declaration | None) -> str:
-    if declaration is None:
-        return "no aggregation"
-    return ", ".join(f"{declaration.calls[o.call].described()} as {o.name}" for o in declaration.outputs)

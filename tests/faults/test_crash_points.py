@@ -125,8 +125,8 @@ def event(store: StateStore, state: State, position: int) -> State:
     if position % 3 == 2:
         many = {f"f{i}": position for i in range(200)}
         kv.write(pa.record_batch({"key": list(many), "value": list(many.values())}, schema=KV.schema))
-        assert store._early is not None, "it is flushed before its checkpoint"
-        store._early.result(10)
+        assert store._early.early is not None, "it is flushed before its checkpoint"
+        store._early.early.result(10)
         keys = keys | many
     return position, keys, tuple(t for t in (*log, position) if t >= position - 2)
 

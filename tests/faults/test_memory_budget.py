@@ -7,6 +7,10 @@ import random
 import subprocess
 import sys
 import textwrap
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 
@@ -14,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from statebackend import StateStore, StoreSettings, TableKind, TableSpec
+from statebackend import MemoryBudget, StateStore, StoreSettings, TableKind, TableSpec
 from statebackend.garbage_collector import GarbageCollector
 from statebackend.manifest_store import ManifestStore
 from tests.support.faulty_objectstore import FaultPlan
@@ -24,6 +28,13 @@ BIG = TableSpec(
     name="big", schema=pa.schema([("key", pa.int64()), ("value", pa.int64())]), key=("key",), kind=TableKind.UPSERT
 )
 TIGHT = StoreSettings(memory_bytes=64 << 10, cache_bytes=32 << 10, block_rows=512, l0_files_max=4, gc_interval_s=None)
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
 
 
 def write(store: StateStore, start: int, rows: int = 1000, value: int = 0) -> None:
@@ -126,6 +137,78 @@ def test_collection_between_early_flushes_and_checkpoints_removes_nothing_that_i
     with world.open(settings=TIGHT) as again:
         found = {r["key"]: r["value"] for b in again.table(BIG).scan() for r in b.to_pylist()}
         assert found == expected
+
+
+@contextmanager
+def shared_by(
+    world: World, budget: MemoryBudget, plan: FaultPlan | None = None
+) -> Iterator[tuple[StateStore, StateStore]]:
+    """A store in ``world`` and another elsewhere."""
+    settings, other = replace(TIGHT, commit_timeout_s=0.2), World()
+    with (
+        world.open(plan, settings=settings, memory=budget) as here,
+        other.open(settings=settings, memory=budget) as there,
+    ):
+        yield here, there
+    other.close()
+
+
+def shared() -> MemoryBudget:
+    return MemoryBudget(memory_bytes=TIGHT.memory_bytes, cache_bytes=TIGHT.cache_bytes)
+
+
+def test_two_stores_share_a_budget_and_the_largest_memtable_of_both_gives_way(world: World) -> None:
+    budget = shared()
+    with shared_by(world, budget) as (large, small):
+        write(large, 0, 3500)
+        for i in range(8):
+            write(small, i * 100, 100)
+            assert budget.used_bytes <= 2 * TIGHT.memory_bytes + 20_000
+        eventually(lambda: large.metrics().memory.memtables == 0)
+        assert small.metrics().memory.memtables > 0, "the smaller one stays"
+        for i in range(40):
+            write((large, small)[i % 2], i * 1000)
+            assert budget.used_bytes <= 2 * TIGHT.memory_bytes + 20_000
+            assert large.reader.cache_bytes + small.reader.cache_bytes <= TIGHT.cache_bytes
+        assert (count(large), count(small)) == (21_500, 20_800)
+        assert large.reader.cache_bytes + small.reader.cache_bytes <= TIGHT.cache_bytes
+        probe = pa.record_batch({"key": [1000]})
+        assert small.table(BIG).lookup(probe).hit.to_pylist() == [True], "each has its own file of this name"
+        assert large.table(BIG).lookup(pa.record_batch({"key": [39_500]})).hit.to_pylist() == [False]
+
+
+def test_a_store_that_closes_gives_its_share_back(world: World) -> None:
+    budget = shared()
+    with shared_by(world, budget) as (first, second):
+        write(first, 0, 3000)
+        first.checkpoint(job(1)).result(10)
+        write(first, 0, 1000)
+        assert first.reader.cache_bytes > 0
+        assert budget.used_bytes > 0
+        first.close()
+        assert budget.used_bytes == budget.cache.nbytes == 0
+        write(second, 0, 2500)
+        assert second.metrics().memory.memtables > 0, "it has the whole budget"
+
+
+def test_a_store_whose_storage_fails_does_not_keep_another_from_flushing(world: World) -> None:
+    budget, plan = shared(), FaultPlan()
+    with shared_by(world, budget, plan) as (broken, well):
+        plan.fail("put_if_absent", "sst/*", times=inf)
+        write(broken, 0, 5000)
+        for i in range(30):
+            write(well, i * 1000)
+            assert well.metrics().memory.memtables <= 2 * TIGHT.memory_bytes + 20_000
+        assert (count(broken), count(well)) == (5000, 30_000)
+        plan.clear()
+        broken.checkpoint(job(1)).result(10)
+
+
+def test_a_store_opened_alone_has_a_budget_of_its_own(world: World) -> None:
+    with world.open(settings=TIGHT) as one, World().open(settings=TIGHT) as another:
+        write(one, 0, 2500)
+        write(another, 0, 2500)
+        assert one.metrics().memory.memtables > 0 < another.metrics().memory.memtables
 
 
 BUDGET = StoreSettings(

@@ -63,8 +63,8 @@ def test_what_a_failed_checkpoint_uploaded_stays_older_than_what_is_flushed_earl
         put(store, key=2)
         put(store, **{f"other{i}": i for i in range(500)})  # more than memory may hold, so it is flushed early
         put(store, last=0)
-        assert store._early is not None
-        store._early.result(10)
+        assert store._early.early is not None
+        store._early.early.result(10)
         assert contents(store)["key"] == 2
         found = store.table(KV).lookup(pa.record_batch({"key": ["key"]}))
         assert found.batch.column("value").to_pylist() == [2]
