@@ -134,7 +134,9 @@ class WindowVerbs(StreamBase):
         emitted when the watermark has passed its end; a row that still joins an open session is in
         time however old it is, others that come too late: `late_rows`.
 
-        State: one row of partial states per open session. Raises as `window`.
+        State: one row of partial states per open session. A group whose rows never pause has one session that stays
+        open until the end of the input; for what is to come out before, add the hour, say, to ``group_by``. Raises as
+        `window`.
         """
         pause = milliseconds(gap, "session gap")
         if pause <= 0:
