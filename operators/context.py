@@ -72,6 +72,7 @@ class StreamContext:
         self.udafs = tuple(udafs)
         self._udfs: dict[str, ScalarUDF] = {}
         self._streams: dict[str, DataStream] = {}
+        self._sources: dict[str, DataStream] = {}
         self._tables: dict[str, pa.Table] = {}
         self._state = state
         threads = {} if worker_threads is None else {"worker_threads": worker_threads}
@@ -95,7 +96,8 @@ class StreamContext:
     def register(self, name: str, relation: DataStream | pa.Table) -> None:
         """Give a stream, or a table to join streams with, a name for `sql`.
 
-        A table is read as it is now. Raises `ValueError` if the name is taken, or the stream is another job's.
+        A source that was given a name is known by it, until something else is registered under that name. A table is
+        read as it is now. Raises `ValueError` if the name is taken, or the stream is another job's.
         """
         if name in self._streams or name in self._tables:
             raise ValueError(f"register: there is a stream or table {name!r} already")
@@ -130,8 +132,10 @@ class StreamContext:
         Raises `SchemaError` for a query that DataFusion does not understand or whose columns do not fit,
         `UnsupportedQueryError` for one that cannot run as a stream; it names the part, and what to write instead.
         """
-        session = planning_session(self._streams, self._tables, list(self._udfs.values()), self.udafs)
-        return plan_query(query, session, self._streams, self._tables, name)
+        sources = {known: stream for known, stream in self._sources.items() if known not in self._tables}
+        streams = {**sources, **self._streams}
+        session = planning_session(streams, self._tables, list(self._udfs.values()), self.udafs)
+        return plan_query(query, session, streams, self._tables, name)
 
     # -- sources
 
@@ -325,7 +329,10 @@ class StreamContext:
         operator_id = self.graph.claim(name, lambda: derived_id(*words))
         node = SourceNode(operator_id=operator_id, source=source, schema=schema, event_time=spec)
         note = "the source was read without event_time="
-        return DataStream(self, Port(node), schema, event_time=event_time, time_note=note)
+        stream = DataStream(self, Port(node), schema, event_time=event_time, time_note=note)
+        if name is not None:
+            self._sources[name] = stream
+        return stream
 
 
 def _path_word(path: Any) -> str:

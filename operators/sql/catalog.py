@@ -26,8 +26,8 @@ _INTERVAL = pa.month_day_nano_interval()
 
 _QUOTED = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|--[^\n]*|/\*.*?\*/""", re.DOTALL)
 _IGNORED = re.compile(
-    r"\b(tablesample|prewhere|connect\s+by|start\s+with|with\s+(?:rollup|cube|totals)|partition\s*\(|settings\s+\w+\s*="
-    r"|format\s+\w+\s*;?\s*$|for\s+(?:update|share)|with\s*\(\s*\w+\s*\))",
+    r"\b(?:tablesample|prewhere|connect\s+by|start\s+with|with\s+(?:rollup|cube|totals|ordinality)|partition\s*\("
+    r"|settings\s+\w+\s*=|format\s+\w+\s*;?\s*$|for\s+(?:update|share|json|xml)|with\s*\(\s*\w+\s*\))|\*\s*i?like\b",
     re.IGNORECASE,
 )
 """What the parser takes and the planner passes over: the query would run without it."""
@@ -68,8 +68,10 @@ def planning_session(
     for name in BOUND_FUNCTIONS:
         session.register_udaf(udaf(_Never, [], _TIME, [_TIME], "immutable", name))
     for function in udfs:
+        _require_free(function.name)
         session.register_udf(function)
     for aggregate in udafs:
+        _require_free(aggregate.name)
         session.register_udaf(aggregate)
     for name, stream in streams.items():
         fields = [pa.field(f.name, _TIME) if f.name == stream.event_time else f for f in stream.schema if f.name != OP]
@@ -77,6 +79,11 @@ def planning_session(
     for name, table in tables.items():
         _register(session, name, table)
     return session
+
+
+def _require_free(name: str) -> None:
+    if name.lower() in (*WINDOW_FUNCTIONS, *BOUND_FUNCTIONS, "date_bin"):
+        raise SchemaError(f"sql: a Python function is called {name!r}, which means a window in queries; rename it")
 
 
 def _register(session: SessionContext, name: str, table: pa.Table) -> None:

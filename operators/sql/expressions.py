@@ -19,7 +19,7 @@ from operators.errors import UnsupportedQueryError
 from operators.sql.names import WINDOW_FUNCTIONS
 from statebackend import read_wire, write_wire
 
-__all__ = ["Resolve", "as_expr", "bare", "conjuncts", "mentions", "output_name", "rebound", "shown"]
+__all__ = ["CHANGING", "Resolve", "as_expr", "bare", "conjuncts", "mentions", "output_name", "rebound", "shown"]
 
 Resolve: TypeAlias = Callable[[str | None, str], str]
 """The stream's column for a relation and a name."""
@@ -53,7 +53,8 @@ _LAYOUTS: dict[int, _Layout] = {
     **dict.fromkeys(range(31, 34), _MATCH),  # like, ilike, similar to
 }
 _FUNCTION_NAME = 1
-_CHANGING = frozenset({"now", "current_timestamp", "current_date", "current_time", "today", "random", "uuid"})
+CHANGING = frozenset({"now", "current_timestamp", "current_date", "current_time", "today", "random", "uuid"})
+"""Functions whose value is another one when a row is read again."""
 
 
 def as_expr(found: Any) -> Expr:
@@ -102,7 +103,7 @@ def rebound(expr: Expr, resolve: Resolve, session: SessionContext) -> Expr:
     called = set(_functions(data, shown(inner)))
     if windows := sorted(called & WINDOW_FUNCTIONS.keys()):
         raise UnsupportedQueryError(f"{windows[0]}() in {shown(inner)}", "a window is said in GROUP BY")
-    if changing := sorted(called & _CHANGING):
+    if changing := sorted(called & CHANGING):
         raise UnsupportedQueryError(
             f"{changing[0]}() in {shown(inner)}",
             "its value would be another one when rows are read again after a restart; use a column of the event",

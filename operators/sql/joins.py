@@ -12,7 +12,7 @@ from operators.engine import column_named
 from operators.errors import SchemaError, UnsupportedQueryError
 from operators.sql.expressions import as_expr, bare, mentions, shown
 from operators.sql.names import OperatorNames
-from operators.sql.relation import Field, Lookup, Relation, free_name
+from operators.sql.relation import Field, Lookup, Relation, free_name, with_columns
 
 __all__ = ["join_lookup", "join_streams"]
 
@@ -39,13 +39,40 @@ def join_streams(
         stream = stream.select(*(column_named(old).alias(new) for old, new in apart.items()))
     others = tuple(replace(f, column=apart[f.column]) for f in right.fields)
     both = Relation(stream=left.stream, fields=(*left.fields, *others))
-    bound = [both.bound(condition, session) for condition in conditions]
-    if not bound:
+    if not conditions:
         raise UnsupportedQueryError(
             "a join without a condition", "every row would be paired with every other; say ON … = … and bound the times"
         )
-    joined = left.stream.join_on(stream, *bound, how=how, name=names.claim("join", how))
+    one, other = replace(left, fields=both.fields), replace(both, stream=stream)
+    bound = []
+    for condition in conditions:
+        sides = _sides(both, set(left.stream.schema.names), condition, session)
+        if sides is None:
+            bound.append(both.bound(condition, session))
+            continue
+        one, (left_key,) = with_columns(one, [sides[0]], [*one.stream.schema.names, *other.stream.schema.names])
+        other, (right_key,) = with_columns(other, [sides[1]], [*one.stream.schema.names, *other.stream.schema.names])
+        bound.append(column_named(left_key) == column_named(right_key))
+    joined = one.stream.join_on(other.stream, *bound, how=how, name=names.claim("join", how))
     return Relation(stream=joined, fields=left.fields if how in ("semi", "anti") else both.fields)
+
+
+def _sides(both: Relation, of_left: set[str], condition: Expr, session: SessionContext) -> tuple[Expr, Expr] | None:
+    """What an equality compares, of the left and of the right, each of columns of its own side; None for others."""
+    if condition.variant_name() != "BinaryExpr" or condition.to_variant().op() != "=":
+        return None
+    variant = condition.to_variant()
+    sides = [as_expr(variant.left()), as_expr(variant.right())]
+    columns = [{both.column(*place) for place in mentions(side, session)} for side in sides]
+    if not all(columns):
+        return None
+    places = [{name in of_left for name in names} for names in columns]
+    if places == [{False}, {True}]:
+        sides.reverse()
+    elif places != [{True}, {False}]:
+        return None
+    left, right = (both.bound(side, session) for side in sides)
+    return left, right
 
 
 @dataclass(frozen=True, slots=True)

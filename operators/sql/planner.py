@@ -21,7 +21,7 @@ from operators.changelog import OP
 from operators.engine import column_named
 from operators.errors import SchemaError, UnsupportedQueryError
 from operators.sql.catalog import planned
-from operators.sql.expressions import as_expr, bare, conjuncts, mentions, output_name, shown
+from operators.sql.expressions import CHANGING, as_expr, bare, conjuncts, mentions, output_name, shown
 from operators.sql.joins import join_lookup, join_streams
 from operators.sql.names import BOUND_FUNCTIONS, OperatorNames
 from operators.sql.ranking import first_rows, ranked, split_bound
@@ -136,7 +136,7 @@ class _Planner:
     def _alias(self, node: Any, plan: LogicalPlan) -> Relation | Lookup:
         alias = str(node.alias())
         if self._tables_only(plan):
-            return Lookup(rows=_executed(self._session, plan), alias=alias)
+            return Lookup(rows=_executed(self._session, plan, alias), alias=alias)
         found = self.walk(plan.inputs()[0])
         return replace(found, alias=alias) if isinstance(found, Lookup) else found.renamed(alias)
 
@@ -348,9 +348,17 @@ def _scanned(plan: LogicalPlan) -> set[str]:
     return {name for child in plan.inputs() for name in _scanned(child)}
 
 
-def _executed(session: SessionContext, plan: LogicalPlan) -> pa.Table:
-    """The rows of a plan over tables."""
-    return session.create_dataframe_from_logical_plan(plan).to_arrow_table()
+def _executed(session: SessionContext, plan: LogicalPlan, alias: str) -> pa.Table:
+    """The rows of a plan over tables, the same ones whenever the job is built."""
+    text = plan.display_indent()
+    if changing := sorted(name for name in CHANGING if f"{name}()" in text):
+        raise UnsupportedQueryError(
+            f"{changing[0]}() in the subquery {alias}", "its rows would be other ones after a restart; leave it out"
+        )
+    try:
+        return session.create_dataframe_from_logical_plan(plan).to_arrow_table()
+    except Exception as error:  # the binding raises bare exceptions
+        raise SchemaError(f"sql: the subquery {alias}: {str(error)[:300]}") from error
 
 
 def _join_type(plan: LogicalPlan) -> str:

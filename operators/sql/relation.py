@@ -116,8 +116,8 @@ def free_name(name: str, taken: Iterable[str]) -> str:
     return free
 
 
-def with_columns(relation: Relation, exprs: Sequence[Expr]) -> tuple[Relation, list[str]]:
-    """The relation over a stream that has these expressions as columns, and the names of those."""
+def with_columns(relation: Relation, exprs: Sequence[Expr], taken: Sequence[str] = ()) -> tuple[Relation, list[str]]:
+    """The relation over a stream that has these expressions as columns, and the names of those; none of ``taken``."""
     names: list[str] = []
     new: dict[str, Expr] = {}
     stream = relation.stream
@@ -125,7 +125,7 @@ def with_columns(relation: Relation, exprs: Sequence[Expr]) -> tuple[Relation, l
         if expr.variant_name() == "Column":
             names.append(expr.to_variant().name())
             continue
-        name = free_name("computed", [*stream.schema.names, *new])
+        name = free_name("computed", [*stream.schema.names, *taken, *new])
         new[name] = expr
         names.append(name)
     if new:

@@ -27,6 +27,18 @@ def test_a_name_is_registered_once_and_a_stream_in_its_own_job() -> None:
         other.register("c", stream)
 
 
+def test_a_source_is_known_by_its_name_until_another_takes_it() -> None:
+    job = StreamContext()
+    source = job.from_batches([tables()["a"]], event_time="t", max_disorder=400, name="a")
+    assert job.sql("SELECT n, k FROM a").schema.names == ["n", "k"]
+    job.register("a", source.select("n"))
+    with pytest.raises(SchemaError, match="k"):
+        job.sql("SELECT n, k FROM a")
+    job.from_batches([tables()["b"]], event_time="t", max_disorder=400, name="dim")
+    job.register("dim", pa.table({"n": [1]}))
+    assert "in a table of 1 rows" in job.sql("SELECT a.n FROM a JOIN dim ON a.n = dim.n").explain()
+
+
 def test_sql_and_verbs_meet_in_one_job() -> None:
     job = StreamContext()
     job.register("a", job.from_batches([tables()["a"]], event_time="t", max_disorder=400, name="a"))
@@ -48,6 +60,25 @@ def test_a_python_function_is_called_by_its_name() -> None:
     stream.sink(found)
     job.run()
     assert sorted(found.table()["m"].to_pylist()) == list(range(5, 20))
+
+
+def test_a_python_function_cannot_take_the_name_of_a_window() -> None:
+    job = context()
+    job.register_udf(udf(lambda values: values, [pa.int64()], pa.int64(), "immutable", "tumble"))
+    with pytest.raises(SchemaError, match="'tumble'"):
+        job.sql("SELECT n FROM a")
+
+
+def test_a_table_whose_keys_do_not_fit_the_stream_is_refused() -> None:
+    job = context()
+    job.register("wide", pa.table({"j": [1 << 40], "label": ["far"]}))
+    with pytest.raises(SchemaError, match="'wide' holds values beyond int32"):
+        job.sql("SELECT n, label FROM a JOIN wide ON a.j = wide.j")
+
+
+def test_a_subquery_over_a_table_that_fails_is_a_schema_error() -> None:
+    with pytest.raises(SchemaError, match="subquery d"):
+        context().sql("SELECT a.n FROM a JOIN (SELECT CAST(label AS INT) AS j FROM dim) AS d ON a.j = d.j")
 
 
 def test_a_changelog_of_verbs_is_one_in_sql() -> None:
