@@ -84,12 +84,14 @@ def output_name(expr: Expr) -> tuple[str | None, str]:
 
 
 def conjuncts(expr: Expr) -> Iterator[Expr]:
-    """The conditions that it joins by AND."""
-    if expr.variant_name() == "BinaryExpr" and (variant := expr.to_variant()).op() == "AND":
-        yield from conjuncts(as_expr(variant.left()))
-        yield from conjuncts(as_expr(variant.right()))
-    else:
-        yield expr
+    """The conditions that it joins by AND, in their order."""
+    waiting = [expr]
+    while waiting:
+        part = waiting.pop()
+        if part.variant_name() == "BinaryExpr" and (variant := part.to_variant()).op() == "AND":
+            waiting += [as_expr(variant.right()), as_expr(variant.left())]
+        else:
+            yield part
 
 
 def rebound(expr: Expr, resolve: Resolve, session: SessionContext) -> Expr:

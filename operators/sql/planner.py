@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
+from operator import and_
 from typing import Any
 
-import pyarrow as pa
 from datafusion import Expr, LogicalPlan, SessionContext, lit
 from datafusion import functions as f
 from datafusion.expr import TableScan
@@ -21,11 +22,12 @@ from operators.changelog import OP
 from operators.engine import column_named
 from operators.errors import SchemaError, UnsupportedQueryError
 from operators.sql.catalog import planned
-from operators.sql.expressions import CHANGING, as_expr, bare, conjuncts, mentions, output_name, shown
+from operators.sql.expressions import as_expr, bare, conjuncts, mentions, output_name, shown
 from operators.sql.joins import join_lookup, join_streams
 from operators.sql.names import BOUND_FUNCTIONS, OperatorNames
 from operators.sql.ranking import first_rows, ranked, split_bound
 from operators.sql.relation import Field, Lookup, Relation, free_name
+from operators.sql.subqueries import reads_tables_only, rows_of
 from operators.sql.time_functions import Window, is_window, window_of
 from operators.stateful.window_aggregate import WINDOW_END, WINDOW_START
 from operators.stream import DataStream
@@ -94,7 +96,7 @@ class _Planner:
 
     def result(self, plan: LogicalPlan) -> DataStream:
         """The stream with the names that the query gives its columns."""
-        found = None if self._tables_only(plan) else self.walk(plan)
+        found = None if reads_tables_only(plan, self._tables) else self.walk(plan)
         if not isinstance(found, Relation):
             raise UnsupportedQueryError(
                 "a query of tables alone", "select from a registered stream, and join the table"
@@ -116,13 +118,6 @@ class _Planner:
             )
         return found
 
-    def _tables_only(self, plan: LogicalPlan) -> bool:
-        """Whether a subquery reads registered tables and no stream, so that it can be answered now."""
-        if "(<subquery>)" in plan.display_indent():
-            return False
-        names = _scanned(plan)
-        return bool(names) and names <= self._tables
-
     # -- sources
 
     def _scan(self, node: TableScan, _: LogicalPlan) -> Relation | Lookup:
@@ -135,8 +130,8 @@ class _Planner:
 
     def _alias(self, node: Any, plan: LogicalPlan) -> Relation | Lookup:
         alias = str(node.alias())
-        if self._tables_only(plan):
-            return Lookup(rows=_executed(self._session, plan, alias), alias=alias)
+        if reads_tables_only(plan, self._tables):
+            return Lookup(rows=rows_of(self._session, plan, alias), alias=alias)
         found = self.walk(plan.inputs()[0])
         return replace(found, alias=alias) if isinstance(found, Lookup) else found.renamed(alias)
 
@@ -201,7 +196,8 @@ class _Planner:
     def _filtered(self, relation: Relation, conditions: Sequence[Expr]) -> Relation:
         if not conditions:
             return relation
-        return replace(relation, stream=relation.stream.filter(*(relation.bound(c, self._session) for c in conditions)))
+        predicate = reduce(and_, (relation.bound(condition, self._session) for condition in conditions))
+        return replace(relation, stream=relation.stream.filter(predicate))
 
     def _union(self, _: Any, plan: LogicalPlan) -> Relation:
         found = [self.walk(child) for child in plan.inputs()]
@@ -338,27 +334,6 @@ class _Planner:
             joined, rest = join_lookup(left.known(), right, kind, conditions, self._session, self._names)
             return self._filtered(joined, rest)
         return join_streams(left.known(), right.known(), kind, conditions, self._session, self._names)
-
-
-def _scanned(plan: LogicalPlan) -> set[str]:
-    """The names of everything that is read below a node."""
-    variant = plan.to_variant()
-    if isinstance(variant, TableScan):
-        return {variant.table_name()}
-    return {name for child in plan.inputs() for name in _scanned(child)}
-
-
-def _executed(session: SessionContext, plan: LogicalPlan, alias: str) -> pa.Table:
-    """The rows of a plan over tables, the same ones whenever the job is built."""
-    text = plan.display_indent()
-    if changing := sorted(name for name in CHANGING if f"{name}()" in text):
-        raise UnsupportedQueryError(
-            f"{changing[0]}() in the subquery {alias}", "its rows would be other ones after a restart; leave it out"
-        )
-    try:
-        return session.create_dataframe_from_logical_plan(plan).to_arrow_table()
-    except Exception as error:  # the binding raises bare exceptions
-        raise SchemaError(f"sql: the subquery {alias}: {str(error)[:300]}") from error
 
 
 def _join_type(plan: LogicalPlan) -> str:

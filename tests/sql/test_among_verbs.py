@@ -52,6 +52,13 @@ def test_sql_and_verbs_meet_in_one_job() -> None:
     assert as_rows(found.table()) == as_rows(wanted)
 
 
+def test_conditions_and_sums_of_any_length() -> None:
+    job = context()
+    job.sql(f"SELECT n FROM a WHERE {' AND '.join(f'n <> {i}' for i in range(1500))}")
+    job.sql(f"SELECT n FROM a WHERE {' OR '.join(f'n = {i}' for i in range(1500))}")
+    job.sql(f"SELECT {' + '.join(['n'] * 1500)} AS m FROM a")
+
+
 def test_a_python_function_is_called_by_its_name() -> None:
     job = context()
     job.register_udf(udf(lambda values: pc.add(values, 5), [pa.int64()], pa.int64(), "immutable", "plus_five"))
