@@ -18,6 +18,7 @@ General layout, from the ground up (each module imports only from those above it
     flusher  compaction  compact*_*       background work: merging is planned, carried out,
     compactor                             claimed and committed, here or in a process of its own
     metrics  metrics_server               figures as values, rows, Prometheus text, over HTTP
+    sweep                                 a whole table in pieces of bounded size
     buffered_table  table  states_check   one table of an open store
     memory_budget  early_flush  background     when memory is short, and what is done now and then
     observer  store                       the store
@@ -25,8 +26,9 @@ General layout, from the ground up (each module imports only from those above it
     lsm_backend  memory_backend           implementations of the StateBackend protocol in `backend`;
     slatedb_backend  slatedb_*            SlateDB as another, registered as a third party would
     retention  toolbox                    old states that stay: savepoints, branches, pins; what every tool needs
-    checkpoint_reader                     a checkpoint read from another process
-    garbage_collector  maintenance  branches  verification  inspect  render  cli*  tools
+    checkpoint_reader                     a checkpoint read from another process,
+    relation  state_diff  catalog*        and as tables for SQL, with what changed between two
+    garbage_collector  maintenance  branches  verification  inspect  render  cli*  sql_cli   tools
 
 ``ARCHITECTURE.md`` beside this file tells how it works and draws the formats.
 """
@@ -36,6 +38,7 @@ import logging
 from statebackend.accumulators import Aggregation, StateMerger
 from statebackend.backend import Checkpoint, Health, JobState, LookupResult, Matches, StateBackend, StateTable
 from statebackend.branches import clone
+from statebackend.catalog import StateCatalog, open_state
 from statebackend.checkpoint_reader import CheckpointReader, CheckpointTable, open_checkpoint
 from statebackend.errors import (
     AtomicCreateError,
@@ -94,6 +97,7 @@ __all__ = [
     "SchemaChanges",
     "SchemaMismatchError",
     "StateBackend",
+    "StateCatalog",
     "StateMerger",
     "StateStore",
     "StateStoreError",
@@ -116,6 +120,7 @@ __all__ = [
     "open_backend",
     "open_checkpoint",
     "open_kv",
+    "open_state",
     "read_wire",
     "rows_equal",
     "write_wire",

@@ -129,6 +129,18 @@ class StateMerger:
         inner = self._to_inner(states)
         return [self._to_result(batch) for batch in self._merge.final(inner)] if inner else []
 
+    @property
+    def simple(self) -> bool:
+        """Whether ordinary aggregations merge every state."""
+        return isinstance(self._merge, _PreparedMerge)
+
+    def final_inline(self, states: Sequence[pa.RecordBatch]) -> list[pa.RecordBatch]:
+        """As `final`, wholly on the caller's thread (see `PreparedPlan.run_inline`); only if it is ``simple``."""
+        if not isinstance(self._merge, _PreparedMerge):
+            raise ValueError("states that DataFusion's own plans merge cannot be merged on the caller's thread alone")
+        inner = self._to_inner(states)
+        return [self._to_result(batch) for batch in self._merge.final_inline(inner)] if inner else []
+
     def adopt(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """States as DataFusion's partial aggregation lays them out, as ``state_schema``."""
         return _relabel([batch.column(at) for at in self._positions], self._state_schema)
@@ -290,6 +302,9 @@ class _PreparedMerge:
 
     def final(self, states: Sequence[pa.RecordBatch]) -> list[pa.RecordBatch]:
         return self._final.run(states)
+
+    def final_inline(self, states: Sequence[pa.RecordBatch]) -> list[pa.RecordBatch]:
+        return self._final.run_inline(states)
 
 
 class _SurgeryMerge:

@@ -18,10 +18,13 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from statebackend.backend import Checkpoint, LookupResult, Matches
 from statebackend.cache import BlockCache, BlockReader, CachePool
@@ -38,6 +41,7 @@ from statebackend.manifest_store import Clock, new_id
 from statebackend.merge import HashRange, TableLayout
 from statebackend.retention import KeptCheckpoint, RenewalCommit
 from statebackend.runtime import IsolatedRuntime
+from statebackend.sweep import Sweep
 from statebackend.table import LsmTable
 from statebackend.tables import TableSpec
 from statebackend.toolbox import Options, RootOptions, Toolbox, open_toolbox
@@ -144,10 +148,40 @@ class CheckpointReader:
         """
         with self.lock:
             if name not in self._tables:
-                if (state := self._kept.manifest.tables.get(name)) is None:
-                    raise KeyError(f"{self.url}: no table {name!r}; there are {sorted(self._kept.manifest.tables)}")
-                self._tables[name] = CheckpointTable(self._open(state))
+                self._tables[name] = CheckpointTable(self._open(self._state(name)))
             return self._tables[name]
+
+    def table_as(self, name: str, later: TableState) -> CheckpointTable:
+        """A table of the checkpoint in the columns of a later state of it, whose schema began as this one.
+
+        Raises ``KeyError`` and `SchemaMismatchError` as `table` does.
+        """
+        state = self._state(name)
+        return CheckpointTable(self._open(replace(state, spec=later.spec, history=later.history)))
+
+    def raw_table(self, name: str) -> CheckpointTable:
+        """A table of which partial states are only read as they were written: needs no aggregate functions.
+
+        Raises ``KeyError`` when the checkpoint has no such table.
+        """
+        state = self._state(name)
+        return CheckpointTable(self._table(state, TableLayout.for_reading(state.spec, Hasher(), state.history)))
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest that committed the checkpoint."""
+        return self._kept.manifest
+
+    def latest(self) -> Manifest:
+        """The newest manifest of the store, read now."""
+        return self._runtime.call(self._tools.latest)
+
+    def kept(self) -> list[KeptCheckpoint]:
+        """Every checkpoint that the store keeps now: the retained ones and the savepoints, oldest first.
+
+        What is let go of while it is read is left out.
+        """
+        return self._runtime.call(self._all_kept)
 
     def close(self) -> None:
         """End the pin, as far as the storage allows, and stop every thread."""
@@ -201,6 +235,24 @@ class CheckpointReader:
         except CheckpointNotFoundError as error:
             raise CheckpointGoneError(f"{self.url}: {error}; open a newer one") from error
 
+    async def _all_kept(self) -> list[KeptCheckpoint]:
+        latest = await self._tools.latest()
+        wanted: list[tuple[int | None, str | None]] = [(int(r.checkpoint_id), None) for r in latest.retained]
+        wanted += [(None, name) for name in latest.savepoints]
+        found = []
+        for checkpoint_id, savepoint in wanted:
+            with suppress(CheckpointNotFoundError, ObjectMissingError):
+                found.append(await self._tools.kept(latest, checkpoint_id, savepoint))
+        return sorted(found, key=lambda kept: kept.checkpoint_id)
+
+    def _state(self, name: str) -> TableState:
+        if (state := self._kept.manifest.tables.get(name)) is None:
+            raise KeyError(f"{self.url}: no table {name!r}; there are {sorted(self._kept.manifest.tables)}")
+        return state
+
+    def _table(self, state: TableState, layout: TableLayout) -> LsmTable:
+        return LsmTable(self, layout, state.files, state.watermark)
+
     def _open(self, state: TableState) -> LsmTable:
         layout = TableLayout.of(state.spec, Hasher(), self._udafs, state.history)
         if state.fingerprint is not None and state.fingerprint != layout.fingerprint:
@@ -208,7 +260,7 @@ class CheckpointReader:
                 f"{self.url}: table {state.spec.name!r} holds states of layout {state.fingerprint}, "
                 f"this DataFusion makes {layout.fingerprint}"
             )
-        return LsmTable(self, layout, state.files, state.watermark)
+        return self._table(state, layout)
 
 
 class CheckpointTable:
@@ -241,6 +293,27 @@ class CheckpointTable:
     def scan_keys(self, start: bytes | None = None, end: bytes | None = None) -> Iterator[pa.RecordBatch]:
         """Live rows in the order of the key; see `LsmTable.scan_keys`."""
         return self._table.scan_keys(start, end)
+
+    @property
+    def layout(self) -> TableLayout:
+        """Its stored form and merge rule."""
+        return self._table.layout
+
+    @property
+    def inline(self) -> bool:
+        """Whether `Sweep.rows` needs no threads of DataFusion."""
+        merger = self._table.layout.merger
+        return merger is None or merger.simple
+
+    @property
+    def result_schema(self) -> pa.Schema:
+        """The columns of the rows of `Sweep.rows`: of an aggregate table the finalised results."""
+        merger = self._table.layout.merger
+        return self.spec.schema if merger is None else merger.result_schema
+
+    def sweep(self, predicate: pc.Expression | None = None) -> AbstractContextManager[Sweep]:
+        """The whole table in pieces of bounded size; see `LsmTable.sweep`. Not limited to what fits in memory."""
+        return self._table.sweep(predicate)
 
     def lookup(self, keys: pa.RecordBatch) -> LookupResult:
         """The row of each key; see `StateTable.lookup`."""

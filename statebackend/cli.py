@@ -43,6 +43,7 @@ from statebackend.render import (
     schema_table,
     tables_table,
 )
+from statebackend.sql_cli import add_sql
 from statebackend.verification import verify
 
 __all__ = ["main"]
@@ -97,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_maintenance(commands)
     _add_branching(commands)
     add_compact(commands)
+    add_sql(commands)
     return parser
 
 

@@ -129,6 +129,22 @@ class PreparedPlan:
         self._pool.append(instance)
         return result
 
+    def run_inline(self, batches: Sequence[pa.RecordBatch]) -> list[pa.RecordBatch]:
+        """As `run`, wholly on the caller's thread; planned anew, some 0.5 ms each time.
+
+        `run` needs a free thread of DataFusion, which there may not be when DataFusion itself waits for the caller.
+        Raises ``ValueError`` for a query that is no DataFrame.
+        """
+        session = new_session(1, udafs=self._udafs, udfs=self._udfs)
+        source = _Source(self._schema, 1)
+        source.batches = [conform(batch, self._schema) for batch in batches if batch.num_rows]
+        session.register_table(_TABLE, source)
+        built = self._build(session, session.table(_TABLE))
+        if not isinstance(built, DataFrame):
+            raise ValueError("only a query can be planned anew, not a part of a plan")
+        collected: list[pa.RecordBatch] = built.collect()
+        return collected
+
     def _new_instance(self) -> _Instance:
         session = new_session(2 if self._two_fragments else 1, udafs=self._udafs, udfs=self._udfs)
         source = _Source(self._schema, 2 if self._two_fragments else 1)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -16,20 +15,18 @@ import pyarrow.compute as pc
 
 from statebackend.backend import LookupResult, Matches
 from statebackend.buffered_table import BufferedTable, BufferHost
-from statebackend.compaction import KeyRange, plan_ranges
+from statebackend.compaction import KeyRange
 from statebackend.memtable import FrozenMemTable
 from statebackend.merge import HashRange, TableLayout, key_prefixes
 from statebackend.points import KEYS_MAX, Key, NotInMemoryError, PointLookup
 from statebackend.probe import Row
 from statebackend.sstable import SSTableMeta
 from statebackend.sstable_index import SSTableIndex
+from statebackend.sweep import Sweep
 from statebackend.table_view import FileHost, TableView
-from statebackend.tables import TableKind, TableOrder, TableSpec
+from statebackend.tables import TableKind, TableOrder
 
 __all__ = ["LsmTable", "TableHost"]
-
-_SCAN_BYTES = 16 << 20
-"""Bytes of blocks that a scan in key order merges at once."""
 
 
 class TableHost(BufferHost, FileHost, Protocol):
@@ -81,24 +78,30 @@ class LsmTable(BufferedTable):
 
         For tables of order ``key``. All pieces show the same moment: that of the first one.
         """
-        self._host.check_usable()
         if self.spec.order is not TableOrder.KEY:
             raise ValueError(f"table {self.spec.name!r}: order {self.spec.order.value!r} has no key ranges")
+        with self.sweep() as sweep:
+            for keys in sweep.ranges():
+                if self._outside(keys, start, end):
+                    continue
+                for rows in sweep.rows_of(keys, sweep.selection(keys)):
+                    if (between := self._between(rows, start, end)).num_rows:
+                        yield between
+
+    @contextmanager
+    def sweep(self, predicate: pc.Expression | None = None) -> Iterator[Sweep]:
+        """This moment of the table, to be read in pieces of bounded size until the end of the block.
+
+        ``predicate``: only rows that match it are wanted; it must be applied to what is read all the same.
+        """
+        self._host.check_usable()
         with self._view() as view:
             memory = self.layout.merge([p.to_stored(self.layout) for p in view.pieces])
             indexes = self._store.read(lambda: self._indexes(view.files))
-            for keys in plan_ranges(self.spec, indexes, _SCAN_BYTES):
-                if self._outside(keys, start, end):
-                    continue
-                blocks = view.blocks(view.files, partial(_in_range, self.spec, keys))
-                ranges = [p[keys.select(self.layout.order_columns(p))] for p in (*(b.batch for b in blocks), memory)]
-                rows = self.layout.merge(ranges, watermark=view.watermark, drop_tombstones=True)
-                rows = self._between(rows, start, end)
-                if rows.num_rows:
-                    yield self.layout.to_user(rows, None)
+            yield Sweep.of(view, memory, indexes, predicate)
 
-    async def _indexes(self, files: Sequence[SSTableMeta]) -> list[SSTableIndex]:
-        return [await self._store.reader.index(meta) for meta in files]
+    async def _indexes(self, files: Sequence[SSTableMeta]) -> dict[str, SSTableIndex]:
+        return {meta.name: await self._store.reader.index(meta) for meta in files}
 
     def _outside(self, keys: KeyRange, start: bytes | None, end: bytes | None) -> bool:
         """Whether no key of the range can be asked for, by the first eight bytes."""
@@ -187,7 +190,3 @@ class LsmTable(BufferedTable):
             older = (p for f in frozen for p in (f.sorted_pieces(self.layout) if ordered else f.pieces))
             pieces = (*older, *pieces)
         return TableView(self.layout, self._store, files, pieces, watermark)
-
-
-def _in_range(spec: TableSpec, keys: KeyRange, _: SSTableMeta, index: SSTableIndex) -> list[int]:
-    return index.overlapping_keys(spec, keys.low, keys.high, None)

@@ -24,7 +24,7 @@ DOORS = {
     ("statebackend", "prometheus_client"): {"metrics_server"},
     ("statebackend", "datafusion"): {
         "accumulators", "aggregate_declaration", "aggregate_expressions", "aggregate_merge", "plan_surgery", "prepared",
-        "aggregate_trial", "canonical_keys", "state_layout",
+        "aggregate_trial", "canonical_keys", "catalog", "state_layout",
     },
     ("operators", "msgpack"): set(),
 }  # fmt: skip

@@ -12,6 +12,7 @@ from tests.support.stores import job, put
 
 COMMANDS = (
     "ls", "show", "metrics", "bench", "verify", "gc", "savepoint", "rollback", "clone", "branches", "compact",
+    "sql",
 )  # fmt: skip
 
 

@@ -1,0 +1,552 @@
+"""State as tables: what a checkpoint answers when it is asked with SQL, from outside of the job."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from datafusion import col, lit, udaf
+from datafusion import functions as f
+from datafusion.user_defined import Accumulator
+
+import statebackend
+from operators import StreamContext
+from operators.sinks import MemorySink
+from statebackend import (
+    Aggregation,
+    CheckpointGoneError,
+    CheckpointNotFoundError,
+    JobState,
+    StateCatalog,
+    StateStore,
+    StoreSettings,
+    TableKind,
+    TableOrder,
+    TableSpec,
+    UnsupportedAggregateError,
+    UnsupportedFormatError,
+)
+from statebackend import format as envelope
+from statebackend.cache import BlockReader
+from statebackend.cli import main
+from statebackend.maintenance import create_savepoint
+from statebackend.sweep import SWEEP_BYTES
+from tests.support.stores import job
+
+SETTINGS = StoreSettings(block_rows=64, retained_checkpoints=3, compaction="none", gc_interval_s=None)
+ORDERS = TableSpec(
+    name="orders.v1:by key",  # what names of tables look like: quoted in SQL
+    schema=pa.schema([("id", pa.int64()), ("item", pa.string()), ("price", pa.float64())]),
+    key=("id", "item"),
+    kind=TableKind.UPSERT,
+)
+LOG = TableSpec(
+    name="checkpoints",  # a table of a job may be called as a system table is
+    schema=pa.schema([("at", pa.timestamp("ms", "UTC")), ("text", pa.string())]),
+    key=("at",),
+    kind=TableKind.APPEND,
+    order=TableOrder.TIME,
+    time_field="at",
+)
+ROWS = pa.schema([("window", pa.timestamp("ms", "UTC")), ("key", pa.string()), ("value", pa.float64())])
+QUOTED = 'state."orders.v1:by key"'
+
+
+def aggregation(*aggregates: Any, **options: Any) -> Aggregation:
+    return Aggregation.compile(ROWS, [col("window"), col("key")], list(aggregates), **options)
+
+
+def states(of: Aggregation, name: str = "agg", order: TableOrder = TableOrder.TIME) -> TableSpec:
+    return TableSpec(
+        name=name,
+        schema=of.merger.state_schema,
+        key=("window", "key"),
+        kind=TableKind.AGGREGATE,
+        order=order,
+        time_field="window",
+        aggregation=of.declaration,
+    )
+
+
+def orders(*rows: tuple[int | None, str | None, float | None]) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pylist([dict(zip(ORDERS.schema.names, r, strict=True)) for r in rows], ORDERS.schema)
+
+
+def write_orders(path: Path, *steps: list[Any]) -> str:
+    """One checkpoint for every step; a step is a list of rows to write and of keys to delete."""
+    with StateStore.open(path, SETTINGS) as store:
+        table = store.table(ORDERS)
+        for number, step in enumerate(steps):
+            for row in step:
+                if len(row) == 3:
+                    table.write(orders(row))
+                else:
+                    table.delete(orders((*row, None)).select(["id", "item"]))
+            store.checkpoint(job(number)).result(10)
+    return str(path)
+
+
+def pylist(catalog: StateCatalog, query: str) -> list[dict[str, Any]]:
+    return catalog.query(query).read_all().to_pylist()
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    first = [(1, "a", 1.0), (2, "b", 2.0), (None, None, 3.0), (4, "d", float("nan"))]
+    second = [(1, "a", 9.0), (2, "b", 2.0), (3, "c", 3.5), (4, "d", float("nan"))]
+    return write_orders(tmp_path / "db", first, second, [(1, "a"), (2, "b", None)])
+
+
+def test_a_table_shows_its_live_rows_under_a_quoted_name(url: str) -> None:
+    with statebackend.open_state(url) as catalog:
+        rows = pylist(catalog, f"SELECT id, item FROM {QUOTED} ORDER BY id NULLS FIRST")
+        assert rows == [{"id": i, "item": t} for i, t in ((None, None), (2, "b"), (3, "c"), (4, "d"))]
+        assert catalog.sql(f"SELECT id FROM {QUOTED} WHERE id > 2").count() == 2
+        assert catalog.tables == [ORDERS.name]
+        assert int(catalog.checkpoint.checkpoint_id) == 3
+
+
+def test_an_old_checkpoint_and_a_savepoint_are_tables_too(url: str) -> None:
+    create_savepoint(url, "old", checkpoint_id=1)
+    with statebackend.open_state(url) as catalog:
+        for at in ("1", "'old'"):
+            rows = pylist(catalog, f"SELECT price FROM state_at('{ORDERS.name}', {at}) WHERE id = 1")
+            assert rows == [{"price": 1.0}]
+        joined = (
+            f"SELECT n.price FROM {QUOTED} n JOIN state_at('{ORDERS.name}', 2) o ON n.id = o.id WHERE o.price = 3.5"
+        )
+        assert pylist(catalog, joined) == [{"price": 3.5}]
+    with statebackend.open_state(url, savepoint="old", pin=False) as catalog:
+        assert catalog.table(ORDERS.name).reader().read_all().num_rows == 4
+
+
+def test_a_difference_names_what_came_went_and_changed(url: str) -> None:
+    with statebackend.open_state(url) as catalog:
+        rows = pylist(catalog, f"SELECT * FROM state_diff('{ORDERS.name}', 1, 2) ORDER BY id")
+        assert rows == [
+            {"id": 1, "item": "a", "old_price": 1.0, "new_price": 9.0, "op": "update"},
+            {"id": 3, "item": "c", "old_price": None, "new_price": 3.5, "op": "insert"},
+        ]
+        rows = pylist(catalog, f"SELECT * FROM state_diff('{ORDERS.name}', 2, 3) ORDER BY id")
+        assert rows == [
+            {"id": 1, "item": "a", "old_price": 9.0, "new_price": None, "op": "delete"},
+            {"id": 2, "item": "b", "old_price": 2.0, "new_price": None, "op": "update"},
+        ]
+        assert pylist(catalog, f"SELECT * FROM state_diff('{ORDERS.name}', 2, 2)") == []
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_difference_is_the_one_that_plain_python_finds(tmp_path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    expected: list[dict[Any, Any]] = [{}]
+    with StateStore.open(tmp_path / "db", SETTINGS) as store:
+        table = store.table(ORDERS)
+        for step in range(3):
+            ids = rng.integers(0, 400, 300).tolist()
+            rows = [(None if i == 7 else i, f"i{i % 3}", float(rng.integers(0, 3))) for i in ids]
+            now = dict(expected[-1])
+            table.write(orders(*rows))
+            now |= {(i, item): price for i, item, price in rows}
+            gone = [key for key in now if rng.random() < 0.2]
+            table.delete(orders(*((*key, None) for key in gone)).select(["id", "item"]))
+            expected.append({key: price for key, price in now.items() if key not in set(gone)})
+            store.checkpoint(job(step)).result(10)
+    with statebackend.open_state(tmp_path / "db") as catalog:
+        for a, b in ((1, 2), (2, 3), (1, 3), (3, 1)):
+            old, new = expected[a], expected[b]
+            wanted = {
+                (
+                    *key,
+                    old.get(key),
+                    new.get(key),
+                    "insert" if key not in old else "delete" if key not in new else "update",
+                )
+                for key in old.keys() | new.keys()
+                if (key in old, old.get(key)) != (key in new, new.get(key))
+            }
+            found = [tuple(r.values()) for r in pylist(catalog, f"SELECT * FROM state_diff('{ORDERS.name}', {a}, {b})")]
+            assert len(found) == len(wanted)
+            assert set(found) == wanted
+
+
+def windows(count: int, keys: int = 40) -> pa.RecordBatch:
+    at = np.repeat(np.arange(count) * 60_000, keys)
+    names = [f"k{i}" for i in range(keys)] * count
+    return pa.record_batch([pa.array(at).cast(ROWS.field(0).type), names, np.arange(len(at), dtype=float)], schema=ROWS)
+
+
+MEDIAN = f.median(col("value")).alias("middle")
+MEAN = f.avg(col("value")).alias("mean")
+
+
+@pytest.mark.parametrize("order", [TableOrder.TIME, TableOrder.HASH])
+@pytest.mark.parametrize("aggregate", [MEAN, MEDIAN], ids=["simple", "opaque"])
+def test_aggregates_are_finalised_and_raw_states_are_there_on_request(
+    tmp_path: Path, aggregate: Any, order: TableOrder
+) -> None:
+    of = aggregation(f.count(lit(1)).alias("n"), aggregate)
+    with StateStore.open(tmp_path / "db", SETTINGS) as store:
+        for step in range(2):
+            for batch in of.partial([windows(5)]):
+                store.table(states(of, order=order)).write(batch)
+            store.checkpoint(job(step)).result(10)
+    with statebackend.open_state(tmp_path / "db") as catalog:
+        found = catalog.table("agg").reader().read_all()
+        values = windows(5)["value"].to_pylist()
+        assert found.schema.names == ["window", "key", "n", "middle" if aggregate is MEDIAN else "mean"]
+        assert found["n"].to_pylist() == [2] * 200
+        assert Counter(found.columns[3].to_pylist()) == Counter(values)
+        # Several scans at once hold all threads of DataFusion, and finalising goes on all the same.
+        union = " UNION ALL ".join(["SELECT key, n FROM state.agg"] * 8)
+        assert pylist(catalog, f"SELECT count(*) AS c FROM ({union})") == [{"c": 1600}]
+        assert len(pylist(catalog, f"{union} ORDER BY key LIMIT 3")) == 3
+        assert pylist(catalog, "SELECT count(*) AS c, sum(a0_count) AS n FROM raw.agg") == [{"c": 400, "n": 400}]
+        changed = pylist(catalog, "SELECT old_n, new_n, op, count(*) c FROM state_diff('agg', 1, 2) GROUP BY 1, 2, 3")
+        assert changed == [{"old_n": 1, "new_n": 2, "op": "update", "c": 200}]
+
+
+class Longest(Accumulator):
+    def __init__(self) -> None:
+        self._most = 0.0
+
+    def state(self) -> list[pa.Scalar]:
+        return [pa.scalar(self._most)]
+
+    def update(self, values: pa.Array) -> None:
+        self._most = max(self._most, pc.max(values).as_py() or 0.0)
+
+    def merge(self, states: pa.Array) -> None:
+        self.update(states[0] if isinstance(states, list) else states)
+
+    def evaluate(self) -> pa.Scalar:
+        return pa.scalar(self._most)
+
+
+def test_functions_of_the_job_are_given_by_the_caller_and_raw_states_need_none(tmp_path: Path) -> None:
+    longest = udaf(Longest, [pa.float64()], pa.float64(), [pa.float64()], "volatile", "longest")
+    of = aggregation(longest(col("value")).alias("top"), udafs=[longest])
+    with StateStore.open(tmp_path / "db", SETTINGS, udafs={"longest": longest}) as store:
+        for batch in of.partial([windows(2)]):
+            store.table(states(of)).write(batch)
+        store.checkpoint(JobState()).result(10)
+    with statebackend.open_state(tmp_path / "db", udafs={"longest": longest}) as catalog:
+        assert pylist(catalog, "SELECT max(top) AS top FROM state.agg") == [{"top": 79.0}]
+    with statebackend.open_state(tmp_path / "db") as catalog:
+        with pytest.raises(UnsupportedAggregateError, match="longest"):
+            catalog.sql("SELECT * FROM state.agg")
+        assert pylist(catalog, "SELECT count(*) AS c FROM raw.agg") == [{"c": 80}]
+
+
+@pytest.fixture
+def blocks_read(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """How many blocks every read from the storage took."""
+    read: list[int] = []
+    original = BlockReader.blocks
+
+    async def counted(self: BlockReader, layout: Any, meta: Any, select: Any) -> Any:
+        blocks = await original(self, layout, meta, select)
+        read.append(len(blocks))
+        return blocks
+
+    monkeypatch.setattr(BlockReader, "blocks", counted)
+    return read
+
+
+@pytest.mark.parametrize("kind", ["aggregate", "append"])
+def test_a_predicate_on_the_time_reads_only_the_blocks_that_may_match(
+    tmp_path: Path, kind: str, blocks_read: list[int]
+) -> None:
+    of = aggregation(MEAN)
+    with StateStore.open(tmp_path / "db", SETTINGS) as store:
+        if kind == "aggregate":
+            for batch in of.partial([windows(100)]):
+                store.table(states(of, "checkpoints")).write(batch)
+        else:
+            rows = windows(100)
+            store.table(LOG).write(pa.record_batch([rows["window"], rows["key"]], schema=LOG.schema))
+        store.checkpoint(JobState()).result(10)
+    time = "window" if kind == "aggregate" else "at"
+    minute = "TIMESTAMP '1970-01-01T00:{:02}:00Z'"
+    first, last = minute.format(10), minute.format(11)
+    for predicate, minutes, blocks in (
+        (f"{time} >= {first} AND {time} < {last}", 1, 3),
+        (f"{time} BETWEEN {first} AND {last} AND {time} IS NOT NULL", 2, 4),
+        (f"{time} = {first} OR {time} = {minute.format(40)}", 2, 5),
+        (f"{time} < {minute.format(0)}", 0, 0),
+    ):
+        blocks_read.clear()
+        with statebackend.open_state(tmp_path / "db") as catalog:
+            query = f"SELECT count(*) AS c FROM state.checkpoints WHERE {predicate}"
+            assert pylist(catalog, query) == [{"c": 40 * minutes}]
+        assert sum(blocks_read) <= blocks, predicate
+    blocks_read.clear()
+    with statebackend.open_state(tmp_path / "db") as catalog:
+        assert pylist(catalog, "SELECT count(*) AS c FROM state.checkpoints") == [{"c": 4000}]
+    assert sum(blocks_read) >= 4000 // 64
+
+
+def test_a_difference_reads_only_what_differs(tmp_path: Path, blocks_read: list[int]) -> None:
+    of = aggregation(MEAN)
+    with StateStore.open(tmp_path / "db", StoreSettings(block_rows=16384, compaction="none")) as store:
+        for first in (0, 10_000):
+            rows = windows(10_000)
+            late = pc.add(rows["window"].cast(pa.int64()), first * 60_000).cast(ROWS.field(0).type)
+            batch = pa.record_batch([late, rows["key"], rows["value"]], schema=ROWS)
+            for part in of.partial([batch]):
+                store.table(states(of)).write(part)
+            store.checkpoint(JobState()).result(10)
+    with statebackend.open_state(tmp_path / "db") as catalog:
+        assert pylist(catalog, "SELECT count(*) AS c FROM state_diff('agg', 1, 2)") == [{"c": 400_000}]
+    # One file of two is new. Reading both checkpoints whole takes three files; blocks at a cut are counted twice here.
+    assert sum(blocks_read) < 2 * 400_000 / 16384
+
+
+def test_a_table_comes_in_pieces_of_bounded_size(tmp_path: Path) -> None:
+    rows = SWEEP_BYTES // 4  # of 17 bytes at least: key, hash, tombstone
+    spec = TableSpec(name="t", schema=pa.schema([("k", pa.int64())]), key=("k",), kind=TableKind.UPSERT)
+    with StateStore.open(tmp_path / "db", StoreSettings(block_rows=8192, compaction="none")) as store:
+        store.table(spec).write(pa.record_batch({"k": np.arange(rows)}))
+        store.checkpoint(JobState()).result(10)
+    with statebackend.open_state(tmp_path / "db", cache_bytes=1) as catalog:
+        sizes = [batch.num_rows for batch in catalog.table("t").reader()]
+        assert sum(sizes) == rows
+        assert max(sizes) * 16 <= SWEEP_BYTES + 8192 * 32
+        assert pylist(catalog, "SELECT count(DISTINCT k) AS c FROM state.t") == [{"c": rows}]
+        assert len(pylist(catalog, "SELECT k FROM state.t LIMIT 5")) == 5
+
+
+def test_other_engines_read_a_table_as_an_arrow_stream(url: str) -> None:
+    with statebackend.open_state(url) as catalog:
+
+        def ask(relation: object, query: str) -> list[Any]:
+            with duckdb.connect() as connection:
+                connection.register("relation", relation)
+                return connection.sql(query).fetchall()
+
+        orders_now = catalog.table(ORDERS.name)
+        assert pa.table(orders_now).num_rows == 4
+        assert ask(orders_now, "SELECT sum(id) FROM relation") == [(9,)]
+        assert ask(catalog.table(ORDERS.name, at=1), "SELECT price FROM relation WHERE id = 1") == [(1.0,)]
+        changes = ask(catalog.diff(ORDERS.name, 1, 3), "SELECT op, id FROM relation ORDER BY op")
+        assert changes == [("delete", 1), ("insert", 3), ("update", 2)]
+
+
+def test_the_state_of_a_real_job_is_asked_at_every_checkpoint(tmp_path: Path) -> None:
+    began = datetime(2024, 1, 1, tzinfo=UTC)
+    times = [began + timedelta(seconds=s) for s in range(100)]
+    rows = pa.table({"t": pa.array(times, pa.timestamp("us", "UTC")), "k": [f"k{s % 3}" for s in range(100)]})
+    rows = rows.append_column("v", pa.array(range(100)))
+    ctx = StreamContext(name="job", state=str(tmp_path / "state"), checkpoint_trigger=lambda: True)
+    stream = ctx.from_batches(rows.to_batches(max_chunksize=20), rows.schema, event_time="t", name="rows")
+    totals = [f.sum(col("v")).alias("total"), f.count(lit(1)).alias("n")]
+    stream.window([col("k")], totals, timedelta(seconds=60), name="per.minute").sink(MemorySink())
+    stream.deduplicate("k", name="newest.of.k").sink(MemorySink())
+    ctx.run()
+    with statebackend.open_state(tmp_path / "state") as catalog:
+        owners = {row["name"]: row["operator"] for row in pylist(catalog, "SELECT * FROM system.tables")}
+        assert owners["per.minute"] == "per.minute"
+        assert any(operator == "newest.of.k" for operator in owners.values())
+        kept = [row["checkpoint_id"] for row in pylist(catalog, "SELECT * FROM system.checkpoints")]
+        seen = set()
+        for checkpoint_id in kept:
+            with statebackend.open_state(tmp_path / "state", checkpoint_id, pin=False) as then:
+                [source] = pylist(then, "SELECT * FROM system.sources")
+            read = json.loads(source["position"])["rows"]
+            ended = source["watermark"] == np.iinfo(np.int64).max
+            seen.add((read, ended))
+            of_open_window = [] if ended else range(0 if read <= 60 else 60, read)
+            expected = [[v for v in of_open_window if v % 3 == i] for i in range(3) if of_open_window]
+            found = pylist(catalog, f"SELECT * FROM state_at('per.minute', {checkpoint_id}) ORDER BY k")
+            minute = began + timedelta(minutes=0 if read <= 60 else 1)
+            assert found == [
+                {"window_start_time": minute, "k": f"k{i}", "total": sum(values), "n": len(values)}
+                for i, values in enumerate(expected)
+            ]
+        assert seen == {(20, False), (40, False), (60, False), (80, False), (100, False), (100, True)}
+        closed = pylist(
+            catalog, f"SELECT op, count(*) AS n FROM state_diff('per.minute', {kept[2]}, {kept[3]}) GROUP BY 1"
+        )
+        assert sorted(row["op"] for row in closed) == ["delete", "insert"]  # minute 0 has closed, minute 1 began
+        plans = pylist(catalog, "SELECT operator, plan, tables FROM system.operators WHERE operator = 'per.minute'")
+        assert [row["tables"] for row in plans] == [1]
+
+
+def test_system_tables_tell_what_the_manifests_know(url: str) -> None:
+    create_savepoint(url, "old", checkpoint_id=1)
+    with statebackend.open_state(url) as catalog:
+        found = pylist(catalog, "SELECT checkpoint_id, retained, savepoints, files FROM system.checkpoints")
+        assert [(r["checkpoint_id"], r["retained"], r["savepoints"], r["files"]) for r in found] == [
+            (1, True, ["old"], 1),
+            (2, True, [], 2),
+            (3, True, [], 3),
+        ]
+        [table] = pylist(catalog, "SELECT * FROM system.tables")
+        files = pylist(catalog, "SELECT * FROM system.files")
+        assert table["key"] == ["id", "item"]
+        assert (table["files"], table["rows"], table["bytes"]) == (
+            len(files),
+            sum(r["rows"] for r in files),
+            sum(r["bytes"] for r in files),
+        )
+        assert pylist(catalog, "SELECT * FROM system.sources") == [
+            {"source": "source", "position": '{"next": 2}', "watermark": 2}
+        ]
+
+
+def test_a_checkpoint_that_is_kept_no_longer_is_gone_and_one_that_never_was_is_not_found(tmp_path: Path) -> None:
+    url = write_orders(tmp_path / "db", *([(1, "a", float(step))] for step in range(5)))
+    create_savepoint(url, "old", checkpoint_id=3)
+    with statebackend.open_state(url) as catalog:
+        with pytest.raises(CheckpointGoneError, match="checkpoint 1"):
+            catalog.sql(f"SELECT * FROM state_at('{ORDERS.name}', 1)")
+        with pytest.raises(CheckpointGoneError, match="checkpoint 2"):
+            catalog.sql(f"SELECT * FROM state_diff('{ORDERS.name}', 2, 4)")
+        for never in ("77", "0", "-1", "'nope'"):
+            with pytest.raises(CheckpointNotFoundError) as told:
+                catalog.sql(f"SELECT * FROM state_at('{ORDERS.name}', {never})")
+            assert not isinstance(told.value, CheckpointGoneError)
+    with pytest.raises(CheckpointNotFoundError):
+        statebackend.open_state(url, 77)
+    with pytest.raises(CheckpointNotFoundError, match=r"no state store"):
+        statebackend.open_state(tmp_path / "nothing", pin=False)
+
+
+def test_a_savepoint_keeps_a_checkpoint_that_is_asked_for_by_its_id(tmp_path: Path) -> None:
+    with StateStore.open(tmp_path / "db", SETTINGS) as store:
+        for step in range(6):
+            store.table(ORDERS).write(orders((1, "a", float(step))))
+            store.checkpoint(job(step)).result(10)
+            if step == 0:
+                create_savepoint(str(tmp_path / "db"), "first")
+    with statebackend.open_state(tmp_path / "db") as catalog:
+        assert pylist(catalog, f"SELECT price FROM state_at('{ORDERS.name}', 1)") == [{"price": 0.0}]
+
+
+def test_files_that_are_collected_while_a_query_runs_end_it_with_the_error_of_the_store(tmp_path: Path) -> None:
+    url = write_orders(tmp_path / "db", [(1, "a", 1.0)])
+    with statebackend.open_state(url, pin=False) as catalog:
+        answer = catalog.query(f"SELECT * FROM {QUOTED}")
+        write_orders(tmp_path / "db", *([(1, "a", float(step))] for step in range(5)))
+        for file in (tmp_path / "db" / "sst").glob("w1-*"):
+            file.unlink()
+        with pytest.raises(CheckpointGoneError, match=r"open a newer one"):
+            answer.read_all()
+
+
+@pytest.mark.parametrize(
+    "name", ["x' OR '1'='1", 'x"; DROP TABLE t; --', "../../etc/passwd", "nope", "x', 1) --", "state.orders"]
+)
+def test_a_name_is_looked_up_and_never_executed(url: str, name: str) -> None:
+    with statebackend.open_state(url) as catalog:
+        with pytest.raises(KeyError, match="no table"):
+            catalog.table(name)
+        quoted = name.replace("'", "''")
+        for call in (f"state_at('{quoted}', 1)", f"state_diff('{quoted}', 1, 2)"):
+            with pytest.raises(ValueError, match="no table"):
+                catalog.sql(f"SELECT * FROM {call}")
+        with pytest.raises(ValueError, match=r"not found.*tables are"):
+            catalog.sql('SELECT * FROM state."' + name.replace('"', '""') + '"')
+
+
+def test_queries_only_read(url: str, tmp_path: Path) -> None:
+    target = tmp_path / "out.csv"
+    with statebackend.open_state(url) as catalog:
+        for query in (
+            "CREATE TABLE x AS SELECT 1",
+            f"COPY (SELECT 1) TO '{target}'",
+            f"CREATE EXTERNAL TABLE x STORED AS CSV LOCATION '{target}'",
+            f"INSERT INTO {QUOTED} VALUES (1, 'a', 2.0)",
+            "SET datafusion.execution.batch_size = 1",
+            f"SELECT * FROM '{__file__}'",
+        ):
+            with pytest.raises(ValueError, match=r"."):
+                catalog.sql(query)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "state_at('t')",
+        "state_at(1, 1)",
+        "state_at('t', 1.5)",
+        "state_at('t', true)",
+        "state_diff('t', 1)",
+        "state_at()",
+    ],
+)
+def test_wrong_arguments_of_a_table_function_say_how_it_is_used(url: str, call: str) -> None:
+    with statebackend.open_state(url) as catalog, pytest.raises(ValueError, match="'TABLE', CHECKPOINT"):
+        catalog.sql(f"SELECT * FROM {call}")
+
+
+def test_rows_without_identity_have_no_difference(tmp_path: Path) -> None:
+    with StateStore.open(tmp_path / "db", SETTINGS) as store:
+        for step in range(2):
+            store.table(LOG).write(pa.record_batch([pa.array([step]).cast(LOG.schema.types[0]), ["x"]], LOG.schema))
+            store.checkpoint(job(step)).result(10)
+    with statebackend.open_state(tmp_path / "db") as catalog:
+        with pytest.raises(ValueError, match="identity"):
+            catalog.sql("SELECT * FROM state_diff('checkpoints', 1, 2)")
+        assert len(pylist(catalog, "SELECT * FROM state.checkpoints")) == 2
+        assert len(pylist(catalog, "SELECT * FROM system.checkpoints")) == 2
+
+
+def test_a_manifest_of_a_newer_version_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    newest = max((Path(url) / "manifest").iterdir())
+    value = envelope.decode(envelope.ObjectKind.MANIFEST, newest.read_bytes(), newest.name)
+    with monkeypatch.context() as later:
+        later.setitem(envelope._VERSIONS, envelope.ObjectKind.MANIFEST, 99)
+        newest.write_bytes(envelope.encode(envelope.ObjectKind.MANIFEST, value))
+    with pytest.raises(UnsupportedFormatError, match="99"):
+        statebackend.open_state(url, pin=False)
+
+
+def test_reading_without_a_pin_writes_nothing(url: str) -> None:
+    def everything() -> dict[str, int]:
+        return {str(p): p.stat().st_mtime_ns for p in Path(url).rglob("*") if p.is_file()}
+
+    before = everything()
+    with statebackend.open_state(url, pin=False) as catalog:
+        pylist(catalog, f"SELECT * FROM state_diff('{ORDERS.name}', 1, 3)")
+        pylist(catalog, "SELECT * FROM system.checkpoints")
+    assert everything() == before
+
+
+def test_the_command_line_answers_in_three_formats(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    query = f"SELECT id, item, price FROM {QUOTED} WHERE id >= 3 ORDER BY id"
+    assert main(["sql", url, query, "--format", "csv"]) == 0
+    assert capsys.readouterr().out == "id,item,price\n3,c,3.5\n4,d,nan\n"
+    assert main(["sql", url, query, "--format", "json", "--no-pin"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [{"id": 3, "item": "c", "price": 3.5}, {"id": 4, "item": "d", "price": "nan"}]
+    assert main(["sql", url, query, "--checkpoint", "2", "--rows", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "3.5" in out
+    assert "the first 1 rows" in out
+    assert main(["sql", url]) == 0
+    assert ORDERS.name in capsys.readouterr().out
+
+
+def test_the_command_line_says_in_one_line_what_is_wrong(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for query, code in (
+        ("SELECT * FROM state.nope", 2),
+        ("SELEC", 2),
+        ("DROP TABLE x", 2),
+        (f"SELECT * FROM state_at('{ORDERS.name}', 77)", 1),
+    ):
+        assert main(["sql", url, query]) == code
+        out = capsys.readouterr()
+        assert out.out == ""
+        assert out.err.strip()
+        assert "Traceback" not in out.err
+    assert main(["sql", f"{url}-nope", "SELECT 1", "--no-pin"]) == 1
