@@ -194,7 +194,7 @@ BUGS: dict[str, tuple[Bug, str, range]] = {
     "a deleted manifest number is committed again": (
         deleted_number_committed_again,
         "not in the history",
-        range(5, 205),
+        range(15, 215),
     ),
     "a probed manifest is trusted without another look": (
         probe_trusted_without_another_look,
@@ -204,7 +204,7 @@ BUGS: dict[str, tuple[Bug, str, range]] = {
     "files are added again after an unknown outcome": (
         files_added_twice_after_an_unknown_outcome,
         "table log",
-        range(200),
+        range(30, 230),
     ),
     "a merge brings expired rows back": (expired_row_resurrected_by_a_merge, "extra", range(50)),
     "a merge brings a row back that an expired one hid": (
@@ -212,12 +212,12 @@ BUGS: dict[str, tuple[Bug, str, range]] = {
         "table leases",
         range(100),
     ),
-    "a merge drops by the live watermark": (merge_by_the_live_watermark, "missing", range(50, 250)),
+    "a merge drops by the live watermark": (merge_by_the_live_watermark, "missing", range(70, 270)),
     "the collector ignores the low mark": (collector_without_the_low_mark, "do not exist", range(100)),
     "the collector ignores branches": (lambda: collector_without("branch "), "but branch", range(1000, 1100)),
     "the collector ignores pins": (lambda: collector_without("pin "), "but pin", range(1035, 1135)),
     "an early flush is below the low mark": (early_flush_below_the_low_mark, "missing", range(200)),
-    "an early flush leaves older rows in memory": (early_flush_leaves_older_rows_in_memory, "extra", range(200)),
+    "an early flush leaves older rows in memory": (early_flush_leaves_older_rows_in_memory, "extra", range(20, 220)),
 }
 
 
@@ -285,7 +285,7 @@ COMPACTION_BUGS: dict[str, tuple[Bug, str, Callable[[int], Profile], range]] = {
         with_stalls,
         range(10, 110),
     ),
-    "a tombstone is dropped too early": (tombstone_dropped_too_early, "table", beside_compactors, range(50)),
+    "a tombstone is dropped too early": (tombstone_dropped_too_early, "table", beside_compactors, range(18, 68)),
     "a claim is never taken over again": (claim_never_taken_over_again, "never ends", beside_compactors, range(13, 53)),
     "a merge decides for the files of another one": (
         one_low_mark_for_all_lanes,
