@@ -232,10 +232,10 @@ def test_files_that_overlap_are_merged_and_crashes_change_nothing(ordered: Path,
 
 
 def test_rows_out_of_order_within_the_delay_may_lie_in_files_of_any_name(ordered: Path, tmp_path: Path) -> None:
-    jittered = "SELECT *, ntile(4) OVER (ORDER BY epoch_ms(dateTime) + hash(seq) % 3500) AS part FROM events"
+    jittered = "SELECT *, ntile(4) OVER (ORDER BY epoch_ms(dateTime) + hash(seq) % 3500, seq) AS part FROM events"
     for part in range(1, 5):
         rows = f"SELECT * EXCLUDE (part) FROM ({jittered}) WHERE part = {part}"
-        select = f"{rows} ORDER BY epoch_ms(dateTime) + hash(seq) % 3500"
+        select = f"{rows} ORDER BY epoch_ms(dateTime) + hash(seq) % 3500, seq"
         rewritten(ordered, tmp_path / "in", f"data_{12 - part}", person=select, auction=select, bid=select)
     for query in ("q8", "w"):
         run_with_crashes(query, tmp_path / "in", tmp_path / query, [13_000], checkpoint_events=4_000)

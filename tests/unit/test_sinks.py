@@ -810,7 +810,8 @@ def test_a_raising_callback_is_named_and_called_again_from_there() -> None:
     job = Job(space, CallbackSink(calls))
     job.write(40)
     calls.fail_at = 2
-    with pytest.raises(UserFunctionError, match=r"out: .*ConnectionError\('down'\).*'sequence': 2") as caught:
+    place = r"out: .*ConnectionError\('down'\) at checkpoint 1, sequence 2"
+    with pytest.raises(UserFunctionError, match=place) as caught:
         job.checkpoint()
     assert isinstance(caught.value.__cause__, ConnectionError)
     job.write(10)
