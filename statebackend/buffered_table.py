@@ -25,6 +25,9 @@ from statebackend.tables import TableKind, TableOrder, TableSpec
 __all__ = ["BufferHost", "BufferedTable"]
 
 
+_TAKE_BYTES = 64 << 20
+
+
 class BufferHost(Protocol):
     """What a table needs of the backend that it belongs to."""
 
@@ -186,8 +189,11 @@ class BufferedTable:
         hit = place >= 0
         if not rows.num_rows:
             rows, place = self._nothing, np.zeros(len(place), dtype=np.int64)
-        batch = rows.select(self.spec.schema.names).take(pa.array(place, mask=None if hit.all() else ~hit))
-        return LookupResult(self._as_answer(batch), pa.array(hit))
+        rows, places = rows.select(self.spec.schema.names), pa.array(place, mask=None if hit.all() else ~hit)
+        # Arrow reserves memory for as many rows of average size as are taken, those that are null included.
+        step = max(1, _TAKE_BYTES * rows.num_rows // max(1, rows.nbytes))
+        parts = [rows.take(places.slice(start, step)) for start in range(0, max(1, len(places)), step)]
+        return LookupResult(self._as_answer(parts[0] if len(parts) == 1 else pa.concat_batches(parts)), pa.array(hit))
 
     def _answer_rows(self, rows: Sequence[Row | None]) -> LookupResult:
         """The same for a few rows, of different pieces."""

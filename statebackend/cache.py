@@ -31,6 +31,7 @@ BlockSelector: TypeAlias = Callable[[SSTableMeta, SSTableIndex], Sequence[int]]
 _Entry: TypeAlias = SortedRows | BloomFilter | SSTableIndex
 _FILTER, _INDEX = -1, -2
 """In place of the number of a block."""
+_HELD_BYTES_MIN, _HELD_BYTES_MAX = 4 << 20, 32 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +208,11 @@ class BlockReader:
     def cache_bytes(self) -> int:
         """Bytes of decoded blocks, filters and indexes held now."""
         return self._cache.nbytes
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of blocks that one lookup should hold at once, beside those in the cache: no more than fit there."""
+        return max(_HELD_BYTES_MIN, min(_HELD_BYTES_MAX, self._cache.bytes_max))
 
     @property
     def index_bytes(self) -> int:

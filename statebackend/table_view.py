@@ -31,9 +31,6 @@ T = TypeVar("T")
 Positions = npt.NDArray[np.intp]
 Hashes = npt.NDArray[np.uint64]
 
-_HELD_BYTES = 32 << 20
-"""Bytes of blocks that one lookup holds at once, beside those in the cache; not of each of its keys' rows."""
-
 
 class FileHost(Protocol):
     """Who reads files for a table."""
@@ -97,7 +94,7 @@ class TableView:
         merged = []
         # In order `time` every block has all hashes, so that fewer of them would not need fewer blocks.
         whole = self.layout.spec.order is TableOrder.TIME
-        for some in [hashes] if whole else _slices(hashes, files, wanted, start, end):
+        for some in [hashes] if whole else _slices(hashes, files, wanted, (start, end), self.reader.held_bytes):
             asked = {name: _within(found, some) for name, found in wanted.items()}
             pieces = self.blocks([f.meta for f in files], partial(_holding, asked, start, end))
             met = [candidates(self.layout, rows, some, start, end) for rows in (*pieces, *self.memory)]
@@ -154,7 +151,7 @@ class TableView:
             missing = missing[file.filter.may_hold(known[missing])]
         plan = plan_blocks(self.layout, file.index, probes, missing)
         sizes = file.index.entries["memory"][[number for number, _ in plan]]
-        for part in np.split(np.arange(len(plan)), _cuts(sizes)):
+        for part in np.split(np.arange(len(plan)), _cuts(sizes, self.reader.held_bytes)):
             numbers = [plan[i][0] for i in part]
             blocks = self.blocks([file.meta], partial(_these, numbers))
             yield find(self.layout, zip(blocks, (plan[i][1] for i in part), strict=True), probes)
@@ -182,24 +179,28 @@ def _holding(
     return index.holding(hashes[meta.name], start, end)
 
 
-def _cuts(sizes: npt.NDArray[np.uint64]) -> Positions:
-    """Where to cut a list of blocks, so that each part takes about `_HELD_BYTES` in memory at most."""
-    full = np.cumsum(sizes.astype(np.float64)) // _HELD_BYTES
+def _cuts(sizes: npt.NDArray[np.uint64], bytes_max: int) -> Positions:
+    """Where to cut a list of blocks, so that each part takes about so many bytes in memory at most."""
+    full = np.cumsum(sizes.astype(np.float64)) // bytes_max
     cuts: Positions = np.flatnonzero(full[1:] != full[:-1]) + 1
     return cuts
 
 
 def _slices(
-    hashes: Hashes, files: Sequence[OpenFile], wanted: Mapping[str, Hashes], start: int | None, end: int | None
+    hashes: Hashes,
+    files: Sequence[OpenFile],
+    wanted: Mapping[str, Hashes],
+    times: tuple[int | None, int | None],
+    bytes_max: int,
 ) -> list[Hashes]:
-    """The sorted hashes, cut so that the blocks which one slice needs take about `_HELD_BYTES` (and one per file)."""
-    numbers = [file.index.holding(wanted[file.meta.name], start, end) for file in files]
+    """The sorted hashes, cut so that the blocks which one slice needs take about so many bytes (and one per file)."""
+    numbers = [file.index.holding(wanted[file.meta.name], *times) for file in files]
     sizes = [file.index.entries["memory"][some] for file, some in zip(files, numbers, strict=True)]
-    if sum(float(s.sum()) for s in sizes) <= _HELD_BYTES:
+    if sum(float(s.sum()) for s in sizes) <= bytes_max:
         return [hashes]
     first = np.concatenate([file.index.hash_min[some] for file, some in zip(files, numbers, strict=True)])
     order = np.argsort(first)
-    cuts = first[order][_cuts(np.concatenate(sizes)[order])]
+    cuts = first[order][_cuts(np.concatenate(sizes)[order], bytes_max)]
     return [part for part in np.split(hashes, np.searchsorted(hashes, cuts)) if len(part)]
 
 

@@ -10,11 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from statebackend import StateStore, StoreSettings, TableKind, TableOrder, TableSpec, open_kv, sstable
+from statebackend import StateStore, StoreSettings, TableKind, TableOrder, TableSpec, cache, open_kv, sstable
 from statebackend.bloom import BloomFilter
 from statebackend.errors import CorruptionError
 from statebackend.keys import Hasher
 from statebackend.points import KEYS_MAX
+from statebackend.probe import SortedRows
+from statebackend.table_view import TableView
 from statebackend.verification import verify
 from tests.support.stores import World
 
@@ -284,3 +286,53 @@ def test_keys_in_order_are_found_one_by_one_and_together(tmp_path: Any) -> None:
     with open_kv(tmp_path / "kv") as kv:
         assert [kv.get(name) for name in names] == expected
         assert kv.get_many(names) == expected
+
+
+def test_few_wide_rows_among_many_misses_reserve_no_memory_for_the_misses(world: World) -> None:
+    """Arrow takes every row to be as wide as the average of those that it takes from."""
+    schema = pa.schema([("key", pa.int64()), ("value", pa.binary())])
+    wide = TableSpec(name="wide", schema=schema, key=("key",), kind=TableKind.UPSERT)
+    pool, before = pa.system_memory_pool(), pa.default_memory_pool()
+    with world.open() as store:
+        store.table(wide).write(pa.record_batch([[1, 2], [bytes(1 << 20)] * 2], schema=schema))
+        pa.set_memory_pool(pool)
+        try:
+            found = store.table(wide).lookup(pa.record_batch({"key": np.arange(100_000)}))
+        finally:
+            pa.set_memory_pool(before)
+        assert found.hit.true_count == 2
+        assert found.batch.column("value")[1].as_py() == bytes(1 << 20)
+        assert pool.max_memory() < 1 << 30
+
+
+@pytest.mark.parametrize("bits", [8, 64])
+def test_a_lookup_of_keys_everywhere_holds_a_part_of_the_blocks_at_a_time(
+    world: World, monkeypatch: pytest.MonkeyPatch, bits: int
+) -> None:
+    monkeypatch.setattr(cache, "_HELD_BYTES_MIN", 20_000)
+    held: list[int] = []
+    read = TableView.blocks
+
+    def counts(self: TableView, *args: Any) -> list[SortedRows]:
+        blocks = read(self, *args)
+        held.append(sum(b.nbytes for b in blocks))
+        return blocks
+
+    monkeypatch.setattr(TableView, "blocks", counts)
+    settings = replace(SETTINGS, block_rows=64, cache_bytes=1, compaction="none")
+    with world.open(settings=settings, hasher=Hasher(bits)) as store:
+        table = store.table(ROWS)
+        for start in (0, 4000):
+            table.write(batch(range(start, start + 8000)))
+            store.flush()
+        table.write(batch(range(0, 12_000, 100)))
+        everything = keys(*range(-50, 12_050))
+        found = table.lookup(everything)
+        assert found.hit.to_pylist() == [0 <= k < 12_000 for k in range(-50, 12_050)]
+        assert found.batch.slice(50, 12_000).equals(batch(range(12_000)).cast(found.batch.schema))
+        matches = table.matches(everything)
+        assert matches.batch.equals(batch(range(12_000)))
+        assert matches.key_index.to_pylist() == list(range(50, 12_050))
+    assert sum(held) > 500_000
+    if bits == 64:
+        assert max(held) < 40_000, "one block of each file more than was asked for"
