@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Protocol
 
@@ -85,20 +85,16 @@ class MemoryBudget:
         under_way = [m.early for m in members if m.early is not None and not m.early.done()]
         if under_way and used <= 2 * self.memory_bytes:
             return 0.0
-        idle = [m for m in members if m.early is None or m.early.done()]
-        if (chosen := _largest(idle)) is not None:
-            chosen.flush_largest()
+        idle = [m for m in members if m.largest_bytes and (m.early is None or m.early.done())]
+        # What failed is tried again only where there is nothing better to do, such as to wait.
+        idle = [m for m in idle if not _failed(m.early)] or ([] if under_way else idle)
+        if idle:
+            max(idle, key=lambda m: m.largest_bytes).flush_largest()
         elif under_way:
             began = clock()
             wait(under_way, timeout=timeout_s, return_when=FIRST_COMPLETED)
             return clock() - began
         return 0.0
-
-
-def _largest(members: Sequence[BudgetMember]) -> BudgetMember | None:
-    """Whose MemTable to flush: the largest, of stores whose latest early flush did not fail if there is one."""
-    filled = [m for m in members if m.largest_bytes]
-    return max(filled, key=lambda m: (not _failed(m.early), m.largest_bytes), default=None)
 
 
 def _failed(early: Future[None] | None) -> bool:

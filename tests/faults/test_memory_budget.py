@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from statebackend import MemoryBudget, StateStore, StoreSettings, TableKind, TableSpec
+from statebackend import FencedError, MemoryBudget, StateStore, StoreSettings, TableKind, TableSpec
 from statebackend.garbage_collector import GarbageCollector
 from statebackend.manifest_store import ManifestStore
 from tests.support.faulty_objectstore import FaultPlan
@@ -196,13 +196,28 @@ def test_a_store_whose_storage_fails_does_not_keep_another_from_flushing(world: 
     budget, plan = shared(), FaultPlan()
     with shared_by(world, budget, plan) as (broken, well):
         plan.fail("put_if_absent", "sst/*", times=inf)
-        write(broken, 0, 5000)
+        write(broken, 0, 10_000)
         for i in range(30):
             write(well, i * 1000)
-            assert well.metrics().memory.memtables <= 2 * TIGHT.memory_bytes + 20_000
-        assert (count(broken), count(well)) == (5000, 30_000)
+            assert well.metrics().memory.memtables <= TIGHT.memory_bytes + 20_000
+        assert (count(broken), count(well)) == (10_000, 30_000)
         plan.clear()
         broken.checkpoint(job(1)).result(10)
+
+
+def test_a_store_that_was_fenced_and_not_closed_does_not_keep_another_from_flushing(world: World) -> None:
+    budget = shared()
+    with shared_by(world, budget) as (fenced, well):
+        fenced.table(BIG)
+        with world.open(settings=TIGHT):
+            pass
+        with pytest.raises(FencedError):
+            fenced.checkpoint(job(1)).result(10)
+        fenced._tables["big"].memtable.append(pa.record_batch([np.arange(10_000)] * 2, schema=BIG.schema))
+        for i in range(30):
+            write(well, i * 1000)
+            assert well.metrics().memory.memtables <= TIGHT.memory_bytes + 20_000
+        assert count(well) == 30_000
 
 
 def test_a_store_opened_alone_has_a_budget_of_its_own(world: World) -> None:
