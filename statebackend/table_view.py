@@ -93,7 +93,7 @@ class TableView:
         wanted = {f.meta.name: hashes if f.filter is None else hashes[f.filter.may_hold(hashes)] for f in files}
         merged = []
         # In order `time` every block has all hashes, so that fewer of them would not need fewer blocks.
-        whole = self.layout.spec.order is TableOrder.TIME
+        whole = not files or self.layout.spec.order is TableOrder.TIME
         for some in [hashes] if whole else _slices(hashes, files, wanted, (start, end), self.reader.held_bytes):
             asked = {name: _within(found, some) for name, found in wanted.items()}
             pieces = self.blocks([f.meta for f in files], partial(_holding, asked, start, end))

@@ -193,7 +193,7 @@ def test_a_long_merge_elsewhere_renews_its_claim_at_every_step_that_comes_late(t
     """Steps are late here always, or never: the interval of heartbeats is a share of the time to take over."""
     for takeover_s, beats in ((1e-6, True), (1e6, False)):
         url = str(tmp_path / f"{beats}")
-        settings = replace(QUIET, block_rows=8, compaction_rows=30, compaction_takeover_s=takeover_s)
+        settings = replace(QUIET, block_rows=8, compaction_bytes=700, compaction_takeover_s=takeover_s)
         with StateStore.open(url, settings) as store:
             fill(store, 4)
             before = store.manifest.number
@@ -213,7 +213,7 @@ def test_a_long_merge_elsewhere_renews_its_claim_at_every_step_that_comes_late(t
 
 
 def test_a_merge_elsewhere_that_was_superseded_ends_at_its_next_heartbeat(tmp_path: Path) -> None:
-    settings = replace(QUIET, block_rows=8, compaction_rows=30, compaction_takeover_s=1e-6)
+    settings = replace(QUIET, block_rows=8, compaction_bytes=700, compaction_takeover_s=1e-6)
     with StateStore.open(tmp_path, settings) as store:
         fill(store, 4)
         steps = []
@@ -228,7 +228,7 @@ def test_a_merge_elsewhere_that_was_superseded_ends_at_its_next_heartbeat(tmp_pa
 
 
 def test_a_heartbeat_that_fails_does_not_end_the_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = replace(QUIET, block_rows=8, compaction_rows=30, compaction_takeover_s=1e-6)
+    settings = replace(QUIET, block_rows=8, compaction_bytes=700, compaction_takeover_s=1e-6)
     write = FenceableManifest.write
 
     async def refuses_heartbeats(
