@@ -130,8 +130,11 @@ class SimulatedRuntime:
         return fn(*args, **kwargs)
 
 
-def wait_for_all(futures: Iterable[SimulatedFuture], timeout: float | None = None) -> None:
-    """In place of `concurrent.futures.wait`."""
-    for future in futures:
-        if not future.done():
-            future._scheduler.run_until(future.done, future._process)
+def wait_for_first(
+    futures: Iterable[SimulatedFuture], timeout: float | None = None, return_when: str | None = None
+) -> None:
+    """In place of `concurrent.futures.wait` for the first one."""
+    waited_for = list(futures)
+    if waited_for and not any(future.done() for future in waited_for):
+        first = waited_for[0]
+        first._scheduler.run_until(lambda: any(future.done() for future in waited_for), first._process)

@@ -53,7 +53,7 @@ from statebackend.merge import TableLayout
 from statebackend.objectstore_wrappers import RetryingObjectStore
 from statebackend.toolbox import open_toolbox
 from tests.simulation.job import apply_event, contents, differences, job_state, the_merger
-from tests.simulation.runtime import SimulatedClock, SimulatedRuntime, wait_for_all
+from tests.simulation.runtime import SimulatedClock, SimulatedRuntime, wait_for_first
 from tests.simulation.scheduler import Process, Program, Scheduler, SimulationOver, current_process
 from tests.simulation.storage import Faults, SharedObjects, SimulatedObjectStore
 
@@ -161,7 +161,7 @@ class _Simulation:
         scheduler = self._scheduler
         with ExitStack() as stack:
             stack.enter_context(mock.patch("statebackend.store.IsolatedRuntime", self._make_runtime))
-            stack.enter_context(mock.patch("statebackend.store.wait", wait_for_all))
+            stack.enter_context(mock.patch("statebackend.memory_budget.wait", wait_for_first))
             stack.enter_context(mock.patch("statebackend.merge.StateMerger.from_declaration", the_merger))
             stack.enter_context(mock.patch("statebackend.toolbox.IsolatedRuntime", self._make_runtime))
             stack.enter_context(mock.patch("statebackend.checkpoint_reader.IsolatedRuntime", self._make_runtime))
