@@ -71,8 +71,10 @@ class EarlyFlusher:
             work = self._flusher.flush_early(table.frozen, table.layout, partial(self._flushed, table))
             try:
                 self._early = self._runtime.submit(work)
-            except StoreClosedError:
-                return  # by another store that shares the budget; its rows go with the store
+            except StoreClosedError as error:  # being closed, while another store needs memory
+                self._early = Future()
+                self._early.set_exception(error)
+                return
             self._early.add_done_callback(log_failure(self._flusher))
 
     def _flushed(

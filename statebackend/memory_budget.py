@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Protocol
 
@@ -73,28 +73,35 @@ class MemoryBudget:
         """Bytes of rows of all stores that are in no file yet."""
         return sum(m.memory_bytes for m in self._members)
 
-    def relieve(self, timeout_s: float, clock: Callable[[], float] = time.perf_counter) -> float:
+    def relieve(self, timeout_s: float, clock: Callable[[], float] = time.monotonic) -> float:
         """Flush early when memory is short; wait, ``timeout_s`` at most, when the storage does not keep up.
 
         Called after every write, without the lock of any store. Returns the seconds that were waited.
         """
-        members = self._members
-        used = sum(m.memory_bytes for m in members)
-        if used <= self.memory_bytes:
-            return 0.0
-        under_way = [m.early for m in members if m.early is not None and not m.early.done()]
-        if under_way and used <= 2 * self.memory_bytes:
-            return 0.0
-        idle = [m for m in members if m.largest_bytes and (m.early is None or m.early.done())]
-        # What failed is tried again only where there is nothing better to do, such as to wait.
-        idle = [m for m in idle if not _failed(m.early)] or ([] if under_way else idle)
-        if idle:
-            max(idle, key=lambda m: m.largest_bytes).flush_largest()
-        elif under_way:
-            began = clock()
-            wait(under_way, timeout=timeout_s, return_when=FIRST_COMPLETED)
-            return clock() - began
-        return 0.0
+        began, waited = clock(), 0.0
+        while (used := self.used_bytes) > self.memory_bytes and clock() < began + timeout_s:
+            members = self._members
+            under_way = [m.early for m in members if m.early is not None and not m.early.done()]
+            if under_way and used <= 2 * self.memory_bytes:
+                break
+            idle = [m for m in members if m.largest_bytes and (m.early is None or m.early.done())]
+            if well := [m for m in idle if not _failed(m.early)]:
+                _largest(well).flush_largest()
+            elif under_way:
+                before = clock()
+                wait(under_way, timeout=max(0.0, began + timeout_s - before), return_when=FIRST_COMPLETED)
+                waited += clock() - before
+                if not any(early.done() for early in under_way):
+                    break
+            else:  # what failed is tried again where there is nothing better to do, and not waited for
+                if idle:
+                    _largest(idle).flush_largest()
+                break
+        return waited
+
+
+def _largest(members: Sequence[BudgetMember]) -> BudgetMember:
+    return max(members, key=lambda m: m.largest_bytes)
 
 
 def _failed(early: Future[None] | None) -> bool:

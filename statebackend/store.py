@@ -289,7 +289,7 @@ class StateStore:
 
     def relieve(self) -> None:
         """Flush early when the rows of all stores that share the budget exceed it; wait when the storage is slow."""
-        if waited := self._budget.relieve(self.settings.commit_timeout_s):
+        if waited := self._budget.relieve(self.settings.commit_timeout_s, self._clock.monotonic):
             self._observer.stalled(waited)
             logger.info("a writer waited %.3f s for the storage", waited, extra=self._context(duration_s=waited))
 

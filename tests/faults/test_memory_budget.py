@@ -220,6 +220,17 @@ def test_a_store_that_was_fenced_and_not_closed_does_not_keep_another_from_flush
         assert count(well) == 30_000
 
 
+def test_a_store_that_is_being_closed_does_not_keep_another_from_flushing(world: World) -> None:
+    budget = shared()
+    with shared_by(world, budget) as (closing, well):
+        closing.table(BIG).memtable.append(pa.record_batch([np.arange(10_000)] * 2, schema=BIG.schema))
+        closing._runtime.close()  # before it gives its share back
+        for i in range(30):
+            write(well, i * 1000)
+            assert well.metrics().memory.memtables <= TIGHT.memory_bytes + 20_000
+        assert count(well) == 30_000
+
+
 def test_a_store_opened_alone_has_a_budget_of_its_own(world: World) -> None:
     with world.open(settings=TIGHT) as one, World().open(settings=TIGHT) as another:
         write(one, 0, 2500)

@@ -120,11 +120,12 @@ def test_conflicts_unknown_outcomes_and_retries_are_counted(world: World) -> Non
 
 def test_waiting_for_the_storage_is_a_write_stall(world: World) -> None:
     plan = FaultPlan()
-    tight = StoreSettings(memory_bytes=1, gc_interval_s=None, commit_timeout_s=0.05)
+    tight = StoreSettings(memory_bytes=10, gc_interval_s=None, commit_timeout_s=0.05)
     with world.open(plan, settings=tight) as store:
         held = plan.hang("put_if_absent", "sst/*")
         put(store, a=1)
         held.wait_until_reached()
+        assert 10 < store.metrics().memory.memtables <= 20
         assert store.metrics().write_stalls == 0
         put(store, b=2)
         found = store.metrics()
