@@ -285,7 +285,7 @@ COMPACTION_BUGS: dict[str, tuple[Bug, str, Callable[[int], Profile], range]] = {
         with_stalls,
         range(10, 110),
     ),
-    "a tombstone is dropped too early": (tombstone_dropped_too_early, "table", beside_compactors, range(18, 68)),
+    "a tombstone is dropped too early": (tombstone_dropped_too_early, "table", beside_compactors, range(70, 120)),
     "a claim is never taken over again": (claim_never_taken_over_again, "never ends", beside_compactors, range(13, 53)),
     "a merge decides for the files of another one": (
         one_low_mark_for_all_lanes,
@@ -297,7 +297,7 @@ COMPACTION_BUGS: dict[str, tuple[Bug, str, Callable[[int], Profile], range]] = {
         heartbeat_under_the_name_of_a_lane,
         "do not exist",
         beside_compactors,
-        range(20, 70),
+        range(100, 150),
     ),
     "the collector takes what the writer may read": (
         collector_ignores_what_the_writer_reads,
