@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
 
 import pytest
 
+from tests.support.kafka import REQUIRED, KafkaBroker, KafkaMissingError, shared_broker
 from tests.support.stores import World
 
 # A shell that starts a command in the background has it ignore Ctrl-C, and every process that it starts as well.
@@ -20,6 +22,20 @@ def world() -> Iterator[World]:
     world = World()
     yield world
     world.close()
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
+    """A real broker, one for all processes of the run. Skipped where it cannot be started, unless it is required."""
+    base = tmp_path_factory.getbasetemp()
+    try:
+        # Every worker of a run has a folder of its own in that of the run.
+        with shared_broker((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "kafka") as broker:
+            yield broker
+    except KafkaMissingError as error:
+        if os.environ.get(REQUIRED):
+            pytest.fail(f"{error} ({REQUIRED} is set)")
+        pytest.skip(str(error))
 
 
 @pytest.fixture(autouse=True)
