@@ -28,10 +28,9 @@ from statebackend.inspect_metrics import inspect_metrics
 from statebackend.maintenance import collect, create_savepoint, drop_savepoint, explain_object, rollback
 from statebackend.manifest import Manifest
 from statebackend.metrics import to_prometheus
+from statebackend.quantities import byte_size, counted
 from statebackend.render import (
     branches_table,
-    byte_size,
-    counted,
     figures_table,
     files_table,
     identity_table,

@@ -19,7 +19,7 @@ from statebackend.cli_options import options_of_others, positive, storage_option
 from statebackend.compaction import CompactionPlan
 from statebackend.compaction_tool import CompactionSummary, compact
 from statebackend.compactor import SUPERSEDED_EXIT_CODE
-from statebackend.render import byte_size, counted
+from statebackend.quantities import byte_size, counted
 from statebackend.settings import StoreSettings
 
 __all__ = ["add_compact"]

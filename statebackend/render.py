@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from rich import box
@@ -17,12 +16,11 @@ from statebackend.histogram import Histogram
 from statebackend.inspect import StoreView
 from statebackend.manifest import Manifest, TableState
 from statebackend.metrics import Sample
+from statebackend.quantities import byte_size, in_unit, moment, utc
 from statebackend.tables import TableSpec
 
 __all__ = [
     "branches_table",
-    "byte_size",
-    "counted",
     "figures_table",
     "files_table",
     "identity_table",
@@ -34,11 +32,6 @@ __all__ = [
     "schema_table",
     "tables_table",
 ]
-
-
-def counted(number: int, noun: str, plural: str | None = None) -> str:
-    """So many of something: ``1 file``, ``1,200 files``."""
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 class TitledTable(Table):
@@ -75,7 +68,7 @@ def manifests_table(view: StoreView) -> Table:
             files = m.files.values()
             table.add_row(
                 str(number), str(m.checkpoint_id or "-"), str(m.writer_epoch), str(len(m.tables)), str(len(files)),
-                f"{sum(f.rows for f in files):,}", byte_size(sum(f.size for f in files)), _time(m.created_ms),
+                f"{sum(f.rows for f in files):,}", byte_size(sum(f.size for f in files)), utc(m.created_ms),
             )  # fmt: skip
     return table
 
@@ -97,7 +90,7 @@ def identity_table(manifest: Manifest) -> Table:
     table = _table(f"manifest {manifest.number}", "field", "value", fold=("value",), header=False)
     for name in ("store_id", "timeline", "writer_epoch", "writer_id", "attempt_id", "parent_attempt", "checkpoint_id"):
         table.add_row(name, str(getattr(manifest, name)))
-    table.add_row("created (UTC)", _time(manifest.created_ms))
+    table.add_row("created (UTC)", utc(manifest.created_ms))
     kept = [str(r.checkpoint_id) for r in manifest.retained]
     table.add_row("retained checkpoints", ", ".join(kept) or "none")
     for why in manifest.copies:
@@ -114,7 +107,7 @@ def job_table(manifest: Manifest) -> Table:
     for operator, position in sorted(job.sources.items()):
         table.add_row(operator, "next position", _json(position))
     for operator, watermark in sorted(job.watermarks.items()):
-        table.add_row(operator, "watermark", _epoch_ms(watermark))
+        table.add_row(operator, "watermark", moment(watermark))
     for operator, committables in sorted(job.committables.items()):
         table.add_row(operator, "to publish", f"{len(committables)}: {_json(list(committables))}")
     for operator, plan in sorted(job.plan.items()):
@@ -126,8 +119,8 @@ def savepoints_table(manifest: Manifest) -> Table:
     """Named savepoints, one a line."""
     table = _table("savepoints", "name", "checkpoint", "made (UTC)", "expires (UTC)", "object", fold=("name",))
     for name, s in sorted(manifest.savepoints.items()):
-        expires = "never" if s.expires_ms is None else _time(s.expires_ms)
-        table.add_row(name, str(s.checkpoint_id), _time(s.created_ms), expires, s.object_name)
+        expires = "never" if s.expires_ms is None else utc(s.expires_ms)
+        table.add_row(name, str(s.checkpoint_id), utc(s.created_ms), expires, s.object_name)
     return table
 
 
@@ -135,7 +128,7 @@ def branches_table(manifest: Manifest) -> Table:
     """Stores that were branched off this one, one a line."""
     table = _table("branches", "store", "checkpoint", "made (UTC)", "object", "URL", fold=("URL",))
     for store_id, b in sorted(manifest.branches.items(), key=lambda item: item[1].created_ms):
-        table.add_row(store_id, str(b.checkpoint_id), _time(b.created_ms), b.object_name, b.url)
+        table.add_row(store_id, str(b.checkpoint_id), utc(b.created_ms), b.object_name, b.url)
     return table
 
 
@@ -143,7 +136,7 @@ def pins_table(manifest: Manifest) -> Table:
     """Leases on checkpoints that are being read, one a line."""
     table = _table("pins", "pin", "checkpoint", "made (UTC)", "expires (UTC)", "object")
     for pin, p in sorted(manifest.pins.items(), key=lambda item: item[1].created_ms):
-        table.add_row(pin, str(p.checkpoint_id), _time(p.created_ms), _time(p.expires_ms), p.object_name)
+        table.add_row(pin, str(p.checkpoint_id), utc(p.created_ms), utc(p.expires_ms), p.object_name)
     return table
 
 
@@ -175,32 +168,10 @@ def _watermark(state: TableState) -> str:
 
 
 def _in_unit(state: TableState, value: int | None) -> str:
-    """A value of the column by which the table's rows expire: as a date when it is a timestamp in milliseconds."""
+    """A value of the column by which the table's rows expire."""
     if value is None or state.spec.expiry_field is None:
         return "-"
-    return (
-        _epoch_ms(value)
-        if str(state.spec.schema.field(state.spec.expiry_field).type).startswith("timestamp[ms")
-        else str(value)
-    )
-
-
-def _epoch_ms(value: int) -> str:
-    limit = 253_402_300_800_000  # the year 10000
-    return _time(value) if -62_135_596_800_000 <= value < limit else ("end of time" if value > 0 else "before time")
-
-
-def _time(ms: int) -> str:
-    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
-
-
-def byte_size(size: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"
+    return in_unit(state.spec.schema.field(state.spec.expiry_field).type, value)
 
 
 def _json(value: Any) -> str:
@@ -217,7 +188,7 @@ def samples_table(samples: Sequence[Sample]) -> Table:
         if s.unit == "bytes":
             shown = byte_size(s.value)
         elif name.endswith("created_seconds"):
-            shown = _time(int(s.value * 1000))
+            shown = utc(int(s.value * 1000))
         else:
             shown = f"{s.value:,.2f}".removesuffix(".00")
         table.add_row(name, labels, shown)
