@@ -9,7 +9,7 @@ General layout, from the ground up (each module imports only from those above it
     engine                        stateless verbs as one prepared plan
     rows  ordering  pairs         vectorised helpers
     runtime                       what an operator is, batch by batch
-    graph                         what the user built
+    graph  picture  explain       what the user built, and how it is shown
     flow  functions               operators that direct rows, and that call functions of the user
     process                       functions with keyed state and timers: what the user writes
     stateful                      operators that keep state, one module per family

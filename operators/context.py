@@ -14,7 +14,8 @@ from datafusion import AggregateUDF, ScalarUDF
 
 from operators.checkpoint import Hook, Trigger
 from operators.errors import SchemaError
-from operators.graph import Graph, Port, SourceNode, derived_id, explain
+from operators.explain import Explanation
+from operators.graph import Graph, Port, SourceNode, derived_id
 from operators.job import Job, JobSettings, ProgressCallback
 from operators.report import JobResult
 from operators.sources import CsvSource, IterableSource, ParquetSource, Source
@@ -24,6 +25,7 @@ from operators.stream import DataStream
 from operators.watermark import BadEventTime, EventTimeColumn, EventTimeSpec
 from operators.windows import Duration, milliseconds
 from statebackend import MemoryStateBackend, StateBackend, open_backend
+from statebackend.markup import card, facts
 
 __all__ = ["StreamContext"]
 
@@ -284,12 +286,25 @@ class StreamContext:
             on_progress=on_progress,
         )
 
-    def explain(self) -> str:
+    def explain(self) -> Explanation:
         """Everything that leads to a sink, as text, each sink with its inputs indented below it.
 
-        An operator that leads to several is described once. State that can grow for ever says so.
+        An operator that leads to several is described once. State that can grow for ever says so. A notebook shows
+        it as a picture.
         """
-        return explain(*(Port(sink) for sink in self.graph.sinks))
+        return Explanation.of(*(Port(sink) for sink in self.graph.sinks))
+
+    def _repr_html_(self) -> str:
+        state = self._state if isinstance(self._state, (str, os.PathLike)) else type(self._state).__name__
+        named = facts(
+            {
+                "state": "in memory" if self._state is None else state,
+                "checkpoint every": None if (s := self._settings.checkpoint_interval_s) is None else f"{s:g} s",
+                "sources": ", ".join(self._sources) or None,
+                "streams and tables in SQL": ", ".join([*self._streams, *self._tables]) or None,
+            }
+        )
+        return card(self.name, "StreamContext", named, self.explain().picture)
 
     def _open_backend(self) -> StateBackend:
         udafs = {udaf.name: udaf for udaf in self.udafs}

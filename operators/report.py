@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from statebackend.markup import Markup, card, facts, grid
+
 __all__ = ["CheckpointStats", "JobOutcome", "JobProgress", "JobResult", "OperatorStats"]
 
 
@@ -52,6 +54,11 @@ class JobProgress:
     checkpoints: Sequence[CheckpointStats]
     restored_from: int | None
 
+    def _repr_html_(self) -> str:
+        of = "" if self.rows_total is None else f" of {self.rows_total:,}"
+        named = {"rows read": f"{self.rows_read:,}{of}", "seconds": self.seconds, "restored from": self.restored_from}
+        return card("running", "JobProgress", facts(named), _operators(self.operators), _checkpoints(self.checkpoints))
+
 
 class JobOutcome(StrEnum):
     """Why a job ended without an error."""
@@ -77,3 +84,31 @@ class JobResult:
     def late_rows(self) -> int:
         """Rows that came after all their windows were closed, and rows with a bad event time."""
         return sum(stats.side_rows for stats in self.operators.values())
+
+    def _repr_html_(self) -> str:
+        named = {
+            "rows read": self.rows_read,
+            "seconds": self.seconds,
+            "rows/s": round(self.rows_read / self.seconds) if self.seconds else None,
+            "restored from checkpoint": self.restored_from,
+            "failed checkpoints": self.failed_checkpoints or None,
+        }
+        return card(
+            self.outcome.value, "JobResult", facts(named), _operators(self.operators), _checkpoints(self.checkpoints)
+        )
+
+
+_CHECKPOINTS = 5
+"""The newest checkpoints that are shown, of those of a run."""
+
+
+def _operators(of: Mapping[str, OperatorStats]) -> Markup:
+    rows = [(name, stats.rows_in, stats.rows_out, stats.side_rows or None) for name, stats in of.items()]
+    return grid(("operator", "rows in", "rows out", "late or bad rows"), rows)
+
+
+def _checkpoints(of: Sequence[CheckpointStats]) -> Markup:
+    shown = of[-_CHECKPOINTS:]
+    title = "checkpoints" if len(shown) == len(of) else f"the last {_CHECKPOINTS} of {len(of):,} checkpoints"
+    rows = [(c.checkpoint_id, c.drain_ms, c.sync_ms, c.duration_ms, c.rows, c.bytes) for c in shown]
+    return grid(("checkpoint", "drain ms", "stood still ms", "until committed ms", "rows", "bytes"), rows, title)

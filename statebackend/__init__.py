@@ -2,6 +2,7 @@
 
 General layout, from the ground up (each module imports only from those above it)::
 
+    markup  quantities  display           what a notebook shows of an object
     errors  ids  tables  settings         foundations
     histogram  logs  progress             what is counted and logged
     objectstore*                          the storage seam: one module per kind of storage, wrappers, roots of branches
@@ -35,6 +36,7 @@ General layout, from the ground up (each module imports only from those above it
 
 import logging
 
+from statebackend import markup
 from statebackend.accumulators import Aggregation, StateMerger
 from statebackend.backend import Checkpoint, Health, JobState, LookupResult, Matches, StateBackend, StateTable
 from statebackend.branches import clone
@@ -117,6 +119,7 @@ __all__ = [
     "UnsupportedFormatError",
     "backend_names",
     "clone",
+    "markup",
     "open_backend",
     "open_checkpoint",
     "open_kv",

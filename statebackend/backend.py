@@ -23,6 +23,7 @@ from typing import Any, Protocol, TypeAlias
 
 import pyarrow as pa
 
+from statebackend import display
 from statebackend.ids import CheckpointId, StoreId
 from statebackend.tables import TableSpec
 
@@ -47,6 +48,9 @@ class JobState:
     committables: Mapping[str, Sequence[Value]] = field(default_factory=dict)
     plan: Mapping[str, Value] = field(default_factory=dict)
 
+    def _repr_html_(self) -> str:
+        return display.job_state(self)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
@@ -64,6 +68,9 @@ class Checkpoint:
     bytes_written: int = 0
     rows_written: int = 0
     duration_s: float = 0.0
+
+    def _repr_html_(self) -> str:
+        return display.checkpoint(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ import pyarrow.compute as pc
 from datafusion import DataFrame, Expr, RuntimeEnvBuilder, SessionConfig, SessionContext, SQLOptions, udtf
 from datafusion.catalog import SchemaProvider
 
+from statebackend import display
 from statebackend.backend import Checkpoint
 from statebackend.catalog_system import SYSTEM_TABLES, checkpoints, system_table
 from statebackend.checkpoint_reader import CheckpointReader, CheckpointTable, open_checkpoint
@@ -203,6 +204,9 @@ class StateCatalog:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _repr_html_(self) -> str:
+        return display.catalog(self.checkpoint, self._reader.url, self._reader.manifest, SYSTEM_TABLES)
 
     def _system_table(self, name: str) -> Relation:
         def rows(_: pc.Expression | None) -> Iterator[pa.RecordBatch]:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from statebackend import display
 from statebackend.backend import Checkpoint, LookupResult, Matches
 from statebackend.cache import BlockCache, BlockReader, CachePool
 from statebackend.errors import (
@@ -203,6 +204,9 @@ class CheckpointReader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _repr_html_(self) -> str:
+        return display.checkpoint_tables(self.checkpoint, self.url, self.manifest)
+
     # --- what its tables need ---
 
     def check_usable(self) -> None:
@@ -322,6 +326,9 @@ class CheckpointTable:
     def matches(self, keys: pa.RecordBatch, time_range: tuple[int | None, int | None] = (None, None)) -> Matches:
         """All live rows of the given partition keys; see `StateTable.matches`."""
         return self._table.matches(keys, time_range)
+
+    def _repr_html_(self) -> str:
+        return display.table_spec(self.spec)
 
 
 class _Lease:

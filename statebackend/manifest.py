@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from itertools import dropwhile
 from typing import Any, TypeVar
 
+from statebackend import display
 from statebackend.backend import Checkpoint, JobState
 from statebackend.errors import CommitConflictError, CompactorSupersededError
 from statebackend.ids import AttemptId, CheckpointId, ManifestNumber, SequenceNumber, StoreId, WriterEpoch, WriterId
@@ -271,6 +272,9 @@ class Manifest:
         """The next compactor epoch, held by ``compactor_id`` or by nobody: the older one can commit no more."""
         marks = {owner: mark for owner, mark in self.low_marks.items() if not owner.startswith("c")}
         return replace(self, compactor_epoch=self.compactor_epoch + 1, compactor_id=compactor_id, low_marks=marks)
+
+    def _repr_html_(self) -> str:
+        return display.manifest(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

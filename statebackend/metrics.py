@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from statebackend import display
 from statebackend.compactor import CompactionStats
 from statebackend.histogram import BOUNDS_S, Histogram
 from statebackend.objectstore_counting import OperationCount
@@ -183,6 +184,9 @@ class StoreMetrics:
     write_stall_s: float
     objects_collected: int
     compaction: CompactionStats
+
+    def _repr_html_(self) -> str:
+        return display.metrics(self)
 
     def task(self, name: str) -> BackgroundStatus:
         """The status of one background task. Raises ``KeyError``."""

@@ -25,6 +25,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
+from statebackend import display
+
 __all__ = ["Relation", "RelationDataset"]
 
 
@@ -74,6 +76,9 @@ class Relation:
                     yield file.get_batch(number)
 
         return Relation(self.schema, read)
+
+    def _repr_html_(self) -> str:
+        return display.relation(self)
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
         """All rows, by the Arrow C stream interface; every call begins anew."""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from statebackend import display
 from statebackend.backend import Checkpoint, Health, JobState
 from statebackend.background import collect_garbage, commit_new_rows
 from statebackend.cache import BlockCache, BlockReader
@@ -280,6 +281,10 @@ class StateStore:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _repr_html_(self) -> str:
+        with self.lock:
+            return display.metrics(self.metrics(), closed=self._closed)
 
     def check_usable(self) -> None:
         """Raise the error that ended the store, if one did."""

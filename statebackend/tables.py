@@ -23,6 +23,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from statebackend import display
+
 __all__ = ["SchemaChanges", "TableKind", "TableOrder", "TableSpec"]
 
 
@@ -132,6 +134,9 @@ class TableSpec:
         Not so with ``ttl_field`` in an upsert table: there a row that is gone would show an older one.
         """
         return self.time_field is not None or (self.ttl_field is not None and self.kind is not TableKind.UPSERT)
+
+    def _repr_html_(self) -> str:
+        return display.table_spec(self)
 
     def _check_expiry(self) -> None:
         if self.time_field is not None and self.ttl_field is not None:

@@ -16,8 +16,10 @@ from datafusion import Expr
 from operators.changelog import Updates, require_append_only
 from operators.engine import Columns, column_named, plain_column
 from operators.errors import SchemaError
-from operators.graph import Port, derived_id, explain, upstream_id
+from operators.explain import Explanation
+from operators.graph import Port, derived_id, upstream_id
 from statebackend import Aggregation
+from statebackend.markup import card, details, facts, grid
 
 if TYPE_CHECKING:
     from operators.context import StreamContext
@@ -80,13 +82,23 @@ class StreamBase:
         """How the stream corrects itself; None if every row is a fact of its own."""
         return self._updates
 
-    def explain(self) -> str:
-        """The operators that lead here with their state, as text: this one first, its inputs indented below it."""
+    def explain(self) -> Explanation:
+        """The operators that lead here with their state, as text: this one first, its inputs indented below it.
+
+        A notebook shows it as a picture.
+        """
         columns = ", ".join(f"{f.name}: {f.type}" for f in self._schema)
-        return f"{explain(self._port)}\n[{columns}]"
+        return Explanation.of(self._port, columns=f"[{columns}]")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}\n{self.explain()}"
+
+    def _repr_html_(self) -> str:
+        kind = None if self._updates is None else "changelog" if self._updates.changelog else "upserts"
+        named = facts({"event time": self._event_time or "none", "rows are": kind})
+        columns = [(f.name, str(f.type)) for f in self._schema]
+        shown = details(f"{len(columns)} columns", grid(("column", "type"), columns))
+        return card(upstream_id(self._port), type(self).__name__, named, shown, self.explain().picture)
 
     # -- for verbs
 

@@ -101,7 +101,7 @@ FLOORS = [
     {"sources", "sinks", "windows", "watermark"},
     {"changelog", "engine", "rows", "pairs", "ordering"},
     {"runtime"},
-    {"graph"},
+    {"graph", "picture", "explain"},
     {"flow", "functions", "process", "stateful"},
     {"source_driver", "pipeline", "plan_check", "report", "checkpoint", "signals", "job"},
     {"verbs", "stream", "sql", "context"},
