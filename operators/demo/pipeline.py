@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,7 +24,7 @@ from datafusion import functions as f
 from operators.checkpoint import Hook
 from operators.context import StreamContext
 from operators.sources import ParquetSource
-from operators.sources.base import Position, SourceBatch
+from operators.sources.base import Idle, Position, SourceBatch
 from statebackend import StateBackend
 
 __all__ = ["EVENT_TIME", "KEYS", "MAX_DISORDER", "WINDOWS", "FlightSource", "build_job", "sql_answer"]
@@ -131,7 +131,7 @@ class FlightSource:
         return self._source.schema
 
     @property
-    def total_rows(self) -> int:
+    def total_rows(self) -> int | None:
         """All rows of the file."""
         return self._source.total_rows
 
@@ -145,10 +145,10 @@ class FlightSource:
         self.start_rows = 0 if position is None else int(position["rows"])
         self._due = time.monotonic()
 
-    def poll(self) -> SourceBatch | None:
+    def poll(self) -> SourceBatch | Literal[Idle.IDLE] | None:
         """The next batch, when it is due."""
         item = self._source.poll()
-        if item is not None and self._rows_per_s is not None:
+        if isinstance(item, SourceBatch) and self._rows_per_s is not None:
             now = time.monotonic()
             self._due = max(self._due, now - _CATCH_UP_S) + item.batch.num_rows / self._rows_per_s
             time.sleep(max(0.0, self._due - now))

@@ -51,7 +51,7 @@ class MergedFiles:
         self._ended: list[bool] = []
         self.schema: pa.Schema = self._chains[0].schema
         """Columns as they are in the files."""
-        self.total_rows = sum(chain.total_rows for chain in self._chains)
+        self.total_rows = sum(chain.total_rows or 0 for chain in self._chains)
 
     @property
     def last_number(self) -> int | None:
@@ -74,7 +74,7 @@ class MergedFiles:
         """The next batch; None at the end."""
         if len(self._chains) == 1:
             item = self._chains[0].poll()
-            return None if item is None else SourceBatch(item.batch, [item.position])
+            return SourceBatch(item.batch, [item.position]) if isinstance(item, SourceBatch) else None
         for number, chain in enumerate(self._chains):
             if self._heads[number] is None and not self._ended[number]:
                 self._heads[number] = self._next(chain)
@@ -98,7 +98,7 @@ class MergedFiles:
 
     def _next(self, chain: ParquetSource) -> _Head | None:
         item = chain.poll()
-        if item is None:
+        if not isinstance(item, SourceBatch):
             return None
         numbers = item.batch.column(SEQ).to_numpy(zero_copy_only=False).astype(np.int64, copy=False)
         return _Head(item.batch, np.maximum.accumulate(numbers), item.position)

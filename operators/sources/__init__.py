@@ -1,23 +1,36 @@
-"""Where batches come from: bounded inputs with a position that a checkpoint can hold.
+"""Where batches come from: inputs with a position that a checkpoint can hold.
 
-``base.py`` says what a source is; ``parquet.py``, ``csv.py`` and ``iterable.py`` are sources. The
-first two share ``files.py`` (a set of files and a position in it) and ``readahead.py`` (the thread
-that reads them). ``multi.py`` reads several sources as the splits of one.
+``base.py`` says what a source is; ``parquet.py``, ``csv.py``, ``json.py`` and ``arrow.py`` read files. They share
+``file_source.py``, which puts together ``files.py`` (a set of files and a position in it), ``following.py`` (a
+directory that grows), ``drift.py`` (files whose columns differ), ``text.py`` (blocks of lines, plain or compressed)
+and ``readahead.py`` (the thread that reads). ``iterable.py`` reads what Python code supplies, ``multi.py`` several
+sources as the splits of one; ``rate.py`` limits how fast one is read.
 """
 
+from operators.sources.arrow import ArrowSource
 from operators.sources.base import IDLE, Position, Source, SourceBatch, SplitSource
 from operators.sources.csv import CsvSource
+from operators.sources.file_source import FileOptions, FileSource
+from operators.sources.following import Follow
 from operators.sources.iterable import IterableSource
+from operators.sources.json import JsonSource
 from operators.sources.multi import MultiSource
 from operators.sources.parquet import ParquetSource
+from operators.sources.rate import RateLimit
 
 __all__ = [
     "IDLE",
+    "ArrowSource",
     "CsvSource",
+    "FileOptions",
+    "FileSource",
+    "Follow",
     "IterableSource",
+    "JsonSource",
     "MultiSource",
     "ParquetSource",
     "Position",
+    "RateLimit",
     "Source",
     "SourceBatch",
     "SplitSource",

@@ -9,30 +9,40 @@ of the input is the same input. A position holds::
 
 Invariants:
 
-* `FileSet.resume` accepts a position only if its file and every file before it in the order are
+* `FileSet.walk` accepts a position only if its file and every file before it in the order are
   what they were; files after it may come and go.
-* `FileSet.verify` is called before the last rows of a file are handed out, so the torn end of a
+* `FileList.verify` is called before the last rows of a file are handed out, so the torn end of a
   file that is still being written never passes for data.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import posixpath
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import fsspec
 import xxhash
-from fsspec.implementations.local import LocalFileSystem
 
 from operators.errors import BadInputError, SourceChangedError
 from operators.sources.base import Position
 
-__all__ = ["FileSet", "Fingerprint", "InputFile", "InputPath", "ReadRange", "ends_fingerprint", "path_text"]
+__all__ = [
+    "FileList",
+    "FileSet",
+    "Fingerprint",
+    "Found",
+    "InputFile",
+    "InputPath",
+    "ReadRange",
+    "ends_fingerprint",
+    "path_text",
+]
 
 InputPath: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 """A file, a directory, a glob, or a list of files; each a local path or an fsspec URL."""
@@ -79,37 +89,105 @@ def path_text(path: InputPath) -> str | list[str]:
     return os.fspath(path) if isinstance(path, str | os.PathLike) else [os.fspath(p) for p in path]
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One file of a listing; ``time_ns``: when it was last modified, since the epoch, 0 where that is not told."""
+
+    path: str
+    size: int
+    time_ns: int
+
+
+class FileList:
+    """What is asked of the filesystem: which files there are now, and what identifies each.
+
+    ``directory``: the path is one, also while it is not there yet.
+    """
+
+    def __init__(
+        self,
+        path: InputPath,
+        *,
+        suffixes: tuple[str, ...],
+        fingerprint: Fingerprint,
+        storage_options: Mapping[str, Any] | None,
+        directory: bool = False,
+    ) -> None:
+        self._directory = directory
+        self.path = path_text(path)
+        self.suffixes = suffixes
+        self._fingerprint = fingerprint
+        self._options = dict(storage_options or {})
+        first = path if isinstance(path, str | os.PathLike) else _first(path)
+        self.fs, self._root = fsspec.core.url_to_fs(os.fspath(first), **self._options)
+
+    def find(self) -> dict[str, Found]:
+        """The files there are now, by the name that orders them."""
+        if self._directory:
+            self.fs.invalidate_cache()
+            return _in_directory(self.fs, self._root, self.suffixes)
+        return _list(self.fs, self._root, self.path, self.suffixes)
+
+    def path_of(self, name: str) -> str:
+        """The path of a file of a directory, whether it is there or not."""
+        return f"{self._root.rstrip('/')}/{name}"
+
+    def identify(self, name: str, found: Found) -> InputFile:
+        """The file with its size and fingerprint as they are now; `BadInputError` if it cannot be read."""
+        size, check = self.identity(found.path)
+        return InputFile(name=name, path=found.path, size=size, check=check)
+
+    def verify(self, file: InputFile) -> None:
+        """Raise `SourceChangedError` unless a file still is what it was when it was identified."""
+        try:
+            size, check = self.identity(file.path)
+        except BadInputError as e:
+            raise SourceChangedError(file.path, expected=file.identity, found=str(e)) from e
+        if (size, check) != (file.size, file.check):
+            found = f"{size} bytes with fingerprint {check:016x}"
+            raise SourceChangedError(file.path, expected=file.identity, found=found)
+
+    def identity(self, path: str) -> tuple[int, int]:
+        """Size and fingerprint of the file as it is now."""
+        self.fs.invalidate_cache(posixpath.dirname(path))
+        try:
+            size = int(self.fs.info(path)["size"])
+            return size, self._fingerprint(lambda start, end: self.fs.cat_file(path, start=start, end=end), size)
+        except FileNotFoundError as e:
+            raise BadInputError(f"{path}: no such file") from e
+        except (OSError, ValueError) as e:
+            raise BadInputError(f"{path}: {e}") from e
+
+
 class FileSet:
     """The files of one source, listed when it is made."""
 
-    def __init__(
-        self, path: InputPath, *, suffix: str, fingerprint: Fingerprint, storage_options: Mapping[str, Any] | None
-    ) -> None:
-        self._fingerprint = fingerprint
-        self.fs, found = _list(path, suffix, dict(storage_options or {}))
+    def __init__(self, files: FileList) -> None:
+        self._list = files
+        found = sorted(files.find().items())
         if not found:
-            raise BadInputError(f"{path_text(path)}: no *{suffix} file there")
+            raise BadInputError(f"{files.path}: no *{files.suffixes[0]} file there")
         with ThreadPoolExecutor(min(_LISTING_THREADS, len(found))) as pool:
-            identities = pool.map(self._identify, [p for _, p in sorted(found.items())])
-            self.files = tuple(
-                InputFile(name=name, path=p, size=size, check=check)
-                for (name, p), (size, check) in zip(sorted(found.items()), identities, strict=True)
-            )
-        self._marks = [f.mark for f in self.files]
-
-    @property
-    def local(self) -> bool:
-        """Whether `InputFile.path` is a path of this machine."""
-        return isinstance(self.fs, LocalFileSystem)
+            self.files = tuple(pool.map(lambda item: files.identify(*item), found))
+        self._arrange()
 
     def reorder(self, order: Sequence[int]) -> None:
         """Put the files into another order, given as indexes of the present one; before any position is taken."""
         self.files = tuple(self.files[i] for i in order)
-        self._marks = [f.mark for f in self.files]
+        self._arrange()
 
-    def position(self, index: int, offset: int, rows: int) -> Position:
-        """The position ``offset`` into file ``index``, after ``rows`` rows in all."""
-        file = self.files[index]
+    def walk(self, position: Position | None) -> Iterator[tuple[InputFile, int]]:
+        """The files from a position on, with where to begin in each (0: at the beginning).
+
+        Raises `SourceChangedError` naming the file that is not what it was.
+        """
+        index, offset = (0, 0) if position is None else self._resume(position)
+        for i in range(index, len(self.files)):
+            yield self.files[i], offset if i == index else 0
+
+    def position(self, file: InputFile, offset: int, rows: int) -> Position:
+        """The position ``offset`` into a file, after ``rows`` rows in all."""
+        index = self._index[file.name]
         return {
             "file": file.name,
             "offset": offset,
@@ -119,29 +197,21 @@ class FileSet:
             "before": b"".join(self._marks[:index]),
         }
 
-    def resume(self, position: Position) -> tuple[int, int, int]:
-        """(file index, offset, rows) of a position; raises `SourceChangedError` naming the file that differs."""
+    def _arrange(self) -> None:
+        self._marks = [f.mark for f in self.files]
+        self._index = {f.name: i for i, f in enumerate(self.files)}
+
+    def _resume(self, position: Position) -> tuple[int, int]:
         name, before = position["file"], position["before"]
         expected = f"{position['size']} bytes with fingerprint {position['check']:016x}"
-        index = next((i for i, f in enumerate(self.files) if f.name == name), None)
+        index = self._index.get(name)
         if index is None:
             raise SourceChangedError(name, expected=expected, found="no such file")
         file = self.files[index]
         if (file.size, file.check) != (position["size"], position["check"]):
             raise SourceChangedError(name, expected=expected, found=file.identity)
         self._compare_finished([before[i : i + 4] for i in range(0, len(before), 4)], index)
-        return index, position["offset"], position["rows"]
-
-    def verify(self, index: int) -> None:
-        """Raise `SourceChangedError` unless file ``index`` still is what it was when it was listed."""
-        file = self.files[index]
-        try:
-            size, check = self._identify(file.path)
-        except BadInputError as e:
-            raise SourceChangedError(file.path, expected=file.identity, found=str(e)) from e
-        if (size, check) != (file.size, file.check):
-            found = f"{size} bytes with fingerprint {check:016x}"
-            raise SourceChangedError(file.path, expected=file.identity, found=found)
+        return index, position["offset"]
 
     def _compare_finished(self, expected: list[bytes], index: int) -> None:
         found = self._marks[:index]
@@ -159,40 +229,53 @@ class FileSet:
             )
         raise SourceChangedError(self.files[at].name, expected="the file that was read", found=self.files[at].identity)
 
-    def _identify(self, path: str) -> tuple[int, int]:
-        """Size and fingerprint of the file as it is now."""
-        self.fs.invalidate_cache(posixpath.dirname(path))
-        try:
-            size = int(self.fs.info(path)["size"])
-            return size, self._fingerprint(lambda start, end: self.fs.cat_file(path, start=start, end=end), size)
-        except FileNotFoundError as e:
-            raise BadInputError(f"{path}: no such file") from e
-        except (OSError, ValueError) as e:
-            raise BadInputError(f"{path}: {e}") from e
+
+def modification_ns(info: Mapping[str, Any]) -> int:
+    """When a file was last modified, in ns since the epoch, as its filesystem tells; 0 if it does not."""
+    for key in ("mtime", "LastModified", "last_modified", "updated", "created"):
+        value = info.get(key)
+        if isinstance(value, str):
+            value = dt.datetime.fromisoformat(value)
+        if isinstance(value, dt.datetime):
+            value = (value if value.tzinfo else value.replace(tzinfo=dt.UTC)).timestamp()
+        if isinstance(value, int | float):
+            return int(value * 1e9)
+    return 0
 
 
-def _list(path: InputPath, suffix: str, options: dict[str, Any]) -> tuple[Any, dict[str, str]]:
-    """The filesystem and the files, by the name that orders them."""
-    if not isinstance(path, str | os.PathLike):
-        if not path:
-            raise ValueError("an empty list of input files")
-        texts = [os.fspath(p) for p in path]
-        if len(set(texts)) != len(texts):
-            raise ValueError(f"a file is named twice among {texts}")
-        fs = fsspec.core.url_to_fs(texts[0], **options)[0]
-        return fs, {t: _strip(fs, t) for t in texts}
-    text = os.fspath(path)
-    fs, root = fsspec.core.url_to_fs(text, **options)
+def _list(fs: Any, root: str, path: str | list[str], suffixes: tuple[str, ...]) -> dict[str, Found]:
+    """The files, by the name that orders them."""
+    if isinstance(path, list):
+        return {text: Found(_strip(fs, text), 0, 0) for text in path}
     fs.invalidate_cache()
     if fs.isdir(root):
-        base = root.rstrip("/")
-        names = {posixpath.relpath(p, base): p for p in fs.find(base)}
-        return fs, {n: p for n, p in names.items() if n.endswith(suffix) and not _hidden(n)}
-    if any(c in text for c in "*?["):
+        return _in_directory(fs, root, suffixes)
+    if any(c in path for c in "*?["):
         # Names are relative to the part without wildcards, so that another match renames none.
         base = posixpath.dirname(re.split(r"[*?\[]", root, maxsplit=1)[0]) or "."
-        return fs, {posixpath.relpath(p, base): p for p in fs.glob(root) if not fs.isdir(p)}
-    return fs, {posixpath.basename(root): root}
+        infos = fs.glob(root, detail=True)
+        return {posixpath.relpath(p, base): _found(p, i) for p, i in infos.items() if i["type"] != "directory"}
+    return {posixpath.basename(root): Found(root, 0, 0)}
+
+
+def _in_directory(fs: Any, root: str, suffixes: tuple[str, ...]) -> dict[str, Found]:
+    base = root.rstrip("/")
+    infos = fs.find(base, detail=True)
+    names = {posixpath.relpath(p, base): _found(p, info) for p, info in infos.items()}
+    return {name: found for name, found in names.items() if name.endswith(suffixes) and not _hidden(name)}
+
+
+def _found(path: str, info: Mapping[str, Any]) -> Found:
+    return Found(path, int(info.get("size") or 0), modification_ns(info))
+
+
+def _first(paths: Sequence[str | os.PathLike[str]]) -> str | os.PathLike[str]:
+    if not paths:
+        raise ValueError("an empty list of input files")
+    texts = [os.fspath(p) for p in paths]
+    if len(set(texts)) != len(texts):
+        raise ValueError(f"a file is named twice among {texts}")
+    return paths[0]
 
 
 def _strip(fs: Any, text: str) -> str:

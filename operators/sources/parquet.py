@@ -1,4 +1,4 @@
-"""Parquet files as a bounded source with a position exact to the row.
+"""Parquet files as a source with a position exact to the row.
 
 A thread of its own reads and decodes ahead of the job. A file is read in *units*: one row group,
 or several neighbouring ones that together hold at most ``batch_rows``. Each unit is cut into
@@ -10,10 +10,10 @@ the same boundaries.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Unpack
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 import xxhash
 
 from operators.errors import BadInputError, SchemaError
-from operators.sources.base import Position, SourceBatch
-from operators.sources.file_source import FileSource
-from operators.sources.files import FileSet, InputFile, InputPath, ReadRange, path_text
+from operators.sources.base import Position
+from operators.sources.file_source import FileOptions, FileSource, Rows, Shape
+from operators.sources.files import FileSet, InputFile, InputPath, ReadRange
 
 __all__ = ["ParquetSource"]
 
@@ -47,14 +47,16 @@ class ParquetSource(FileSource):
     Args:
         path: a file, a directory (searched to any depth for ``*.parquet``, without what lies under a
             component that starts with ``_`` or ``.``), a glob, or a list of files; local or any
-            fsspec URL. Hive partition columns in directory names are not added.
+            fsspec URL.
         columns: the columns to read, in this order; all by default.
+        schema: the columns to read with their types, instead of ``columns``.
         batch_rows: rows of a batch, at most. It may differ when a job is restored.
         order_by: a column that grows from file to file, whatever their names are: files are read in the order
             of its smallest values. `BadInputError` if the ranges of two files overlap.
-        storage_options: passed to fsspec.
+        options: see `FileOptions`.
 
-    All files must have the same columns and types: `SchemaError` names both schemas otherwise. A file
+    All files must have the same columns and types unless ``schema_drift`` says otherwise: `SchemaError` names both
+    schemas. A file
     that is missing, empty (0 bytes) or no Parquet file is a `BadInputError`, a file that changes a
     `SourceChangedError`; a file without rows is fine.
     """
@@ -64,45 +66,40 @@ class ParquetSource(FileSource):
         path: InputPath,
         columns: Sequence[str] | None = None,
         *,
+        schema: pa.Schema | None = None,
         batch_rows: int = 65_536,
         order_by: str | None = None,
-        storage_options: Mapping[str, Any] | None = None,
+        **options: Unpack[FileOptions],
     ) -> None:
         if batch_rows < 1:
             raise ValueError(f"batch_rows must be at least 1, not {batch_rows}")
-        if columns is not None and not columns:
-            raise ValueError("columns must name at least one column")
-        self._columns = None if columns is None else list(columns)
         self._batch_rows = batch_rows
-        files = FileSet(path, suffix=".parquet", fingerprint=_footer_fingerprint, storage_options=storage_options)
-        super().__init__("parquet", path_text(path), files, depth=_READ_AHEAD)
-        self._units: list[list[_Unit]] = []
-        self._rows: list[int] = []
-        schemas = [self._read_footer(file) for file in self._set.files]
-        self._schema = schemas[0]
-        for file, schema in zip(self._set.files, schemas, strict=True):
-            if not schema.equals(self._schema):
-                first = self._set.files[0].path
-                raise SchemaError(f"{file.path} has columns\n{schema}\nbut {first} has\n{self._schema}")
+        if order_by is not None and options.get("follow"):
+            raise ValueError("order_by: a directory that is followed is read by name or time; see Follow")
+        super().__init__(
+            "parquet",
+            path,
+            suffixes=(".parquet",),
+            fingerprint=_footer_fingerprint,
+            schema=schema,
+            columns=columns,
+            depth=_READ_AHEAD,
+            **options,
+        )
         self.order_range: tuple[Any, Any] | None = None
         """Smallest and largest value of ``order_by``; None without it, or if there is no row."""
         if order_by is not None:
             self._order_files(order_by)
-
-    @property
-    def total_rows(self) -> int:
-        """Rows of all files, from their footers."""
-        return sum(self._rows)
 
     def chains(self, column: str) -> list[list[str]]:
         """The files as few lists in each of which the ranges of a column grow from file to file without overlap.
 
         Paths or URLs, files without rows left out. More than one list means that the files have to be merged.
         """
-        ranges = ((self._range_of(file, column), file.path) for file in self._set.files)
+        ranges = ((self._range_of(file, column), file.path) for file in self._bounded.files)
         chains: list[tuple[Any, list[str]]] = []
         for (low, high), path in sorted((r, p) for r, p in ranges if r is not None):
-            text = path if self._set.local else str(self._set.fs.unstrip_protocol(path))
+            text = path if self._local else str(self._list.fs.unstrip_protocol(path))
             # Of the chains that have ended, the one that ended last, so that there are as few as can be.
             ended = max((i for i, (end, _) in enumerate(chains) if end < low), key=lambda i: chains[i][0], default=None)
             if ended is None:
@@ -115,49 +112,47 @@ class ParquetSource(FileSource):
         """So many rows before a position that came with a batch, within that batch."""
         return {**position, "offset": position["offset"] - rows, "rows": position["rows"] - rows}
 
-    def _read(self, index: int, offset: int, rows: int) -> Generator[SourceBatch, None, None]:
-        for i in range(index, len(self._set.files)):
-            for batch, end in self._read_file(i, offset):
-                rows += batch.num_rows
-                yield SourceBatch(batch, self._set.position(i, end, rows))
-            offset = 0
+    def _inspect(self, file: InputFile) -> Shape:
+        try:
+            with self._open_file(file) as opened:
+                schema, metadata = opened.schema_arrow, opened.metadata
+                rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        except (OSError, pa.ArrowException) as e:
+            raise BadInputError(f"{file.path}: not a Parquet file that can be read: {e}") from e
+        found = pa.schema([pa.field(f.name, f.type, f.nullable) for f in schema])
+        return Shape(found, rows=sum(rows), details=_units(rows, self._batch_rows))
 
-    def _read_file(self, index: int, offset: int) -> Generator[tuple[pa.RecordBatch, int], None, None]:
-        """Batches from row ``offset`` on, each with the row after it."""
-        units = [u for u in self._units[index] if u.end > offset]
+    def _read_file(self, file: InputFile, shape: Shape, columns: list[str], offset: int) -> Rows:
+        units = [u for u in shape.details if u.end > offset]
         if not units:
             return
-        self._set.verify(index)
-        try:
-            with self._open_file(self._set.files[index]) as file:
-                for unit in units:
-                    at = unit.start
-                    for batch in file.iter_batches(self._batch_rows, row_groups=unit.groups, columns=self._columns):
-                        skip = max(0, offset - at)
-                        at += batch.num_rows
-                        if at <= offset:
-                            continue
-                        if at == self._rows[index]:
-                            self._set.verify(index)
-                        columns = [batch.column(name) for name in self._schema.names]
-                        yield pa.RecordBatch.from_arrays(columns, schema=self._schema).slice(skip), at
-        except (OSError, pa.ArrowException) as e:
-            self._set.verify(index)  # the likelier reason, and the better message
-            raise BadInputError(f"{self._set.files[index].path}: cannot be read: {e}") from e
+        with self._open_file(file) as opened:
+            for unit in units:
+                at = unit.start
+                for batch in opened.iter_batches(self._batch_rows, row_groups=unit.groups, columns=columns):
+                    skip = max(0, offset - at)
+                    at += batch.num_rows
+                    if at > offset:
+                        yield batch.slice(skip), at
+
+    @property
+    def _bounded(self) -> FileSet:
+        if self._files is None:
+            raise ValueError(f"{self._path}: the files of a directory that is followed are not known beforehand")
+        return self._files
 
     def _order_files(self, column: str) -> None:
-        """Put the files, and what is known of each, into the order of the column; those without rows first."""
-        ranges = [self._range_of(file, column) for file in self._set.files]
+        """Put the files into the order of the column; those without rows first."""
+        files = self._bounded.files
+        ranges = [self._range_of(file, column) for file in files]
         order = sorted(range(len(ranges)), key=lambda i: (ranges[i] is not None, ranges[i]))
         with_rows = [i for i in order if ranges[i] is not None]
         for before, after in pairwise(with_rows):
             (low, high), (next_low, _) = ranges[before], ranges[after]  # type: ignore[misc]
             if next_low <= high:
-                names = f"{self._set.files[before].path} ({low} to {high}) and {self._set.files[after].path}"
+                names = f"{files[before].path} ({low} to {high}) and {files[after].path}"
                 raise BadInputError(f"{names} (from {next_low}) overlap in {column!r}, by which they are ordered")
-        self._set.reorder(order)
-        self._units = [self._units[i] for i in order]
-        self._rows = [self._rows[i] for i in order]
+        self._bounded.reorder(order)
         if with_rows:
             self.order_range = (ranges[with_rows[0]][0], ranges[with_rows[-1]][1])  # type: ignore[index]
 
@@ -175,30 +170,14 @@ class ParquetSource(FileSource):
         except (OSError, pa.ArrowException) as e:
             raise BadInputError(f"{file.path}: cannot be read: {e}") from e
 
-    def _read_footer(self, file: InputFile) -> pa.Schema:
-        """Remember the units of a file; returns the schema of the columns that are read from it."""
-        try:
-            with self._open_file(file) as opened:
-                schema, metadata = opened.schema_arrow, opened.metadata
-                rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-        except (OSError, pa.ArrowException) as e:
-            raise BadInputError(f"{file.path}: not a Parquet file that can be read: {e}") from e
-        names = schema.names if self._columns is None else self._columns
-        if missing := [n for n in names if schema.get_field_index(n) < 0]:
-            raise SchemaError(f"{file.path}: no single column {missing} among {schema.names}")
-        self._units.append(_units(rows, self._batch_rows))
-        self._rows.append(sum(rows))
-        fields = [schema.field(n) for n in names]
-        return pa.schema([pa.field(f.name, f.type, f.nullable) for f in fields])
-
     @contextlib.contextmanager
     def _open_file(self, file: InputFile) -> Iterator[pq.ParquetFile]:
         # Never memory-mapped: truncating a mapped file kills the process instead of raising an error.
-        if self._set.local:
+        if self._local:
             with pq.ParquetFile(file.path) as opened:
                 yield opened
         else:
-            with self._set.fs.open(file.path, "rb") as raw, pq.ParquetFile(raw, pre_buffer=True) as opened:
+            with self._list.fs.open(file.path, "rb") as raw, pq.ParquetFile(raw, pre_buffer=True) as opened:
                 yield opened
 
 

@@ -51,6 +51,11 @@ class ReadAhead(Generic[T]):
                 raise self._error
             return None
 
+    def wait(self, timeout_s: float) -> bool:
+        """Whether `next` would not block; waits for that so long at most."""
+        with self._changed:
+            return self._changed.wait_for(lambda: bool(self._ready) or self._ended, timeout_s)
+
     def close(self) -> None:
         """Stop the thread after the item it is making, and wait for it."""
         with self._changed:
