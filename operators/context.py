@@ -4,37 +4,29 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from pathlib import PurePath
-from types import MappingProxyType
-from typing import Any
 
 import pyarrow as pa
 from datafusion import AggregateUDF, ScalarUDF
 
 from operators.checkpoint import Hook, Trigger
-from operators.errors import SchemaError
 from operators.explain import Explanation
 from operators.graph import Graph, Port, SourceNode, derived_id
 from operators.job import Job, JobSettings, ProgressCallback
+from operators.reading import Readers, ReadOptions, event_time_spec, rate_limit
 from operators.report import JobResult
-from operators.sources import CsvSource, IterableSource, ParquetSource, Source
+from operators.sources import Source
 from operators.sql.catalog import planning_session
 from operators.sql.planner import plan_query
-from operators.sql.script import Answer, Names, run_script
 from operators.stream import DataStream
-from operators.watermark import BadEventTime, EventTimeColumn, EventTimeSpec
-from operators.windows import Duration, milliseconds
 from statebackend import MemoryStateBackend, StateBackend, open_backend
 from statebackend.markup import card, facts
 
 __all__ = ["StreamContext"]
 
-_DAY = timedelta(days=1)
 
-
-class StreamContext:
+class StreamContext(Readers):
     """A job under construction: sources, streams, sinks, and where its state lives.
 
     Args:
@@ -51,7 +43,6 @@ class StreamContext:
         udafs: Python aggregate functions that windows use.
         clock: wall-clock time in seconds since the epoch, for the limit on future event times.
         hook: called with the name of each step of the checkpoint protocol, for tests.
-        storage_options: for the filesystem of ``state``, where that is a URL or path.
     """
 
     def __init__(
@@ -68,7 +59,6 @@ class StreamContext:
         udafs: Sequence[AggregateUDF] = (),
         clock: Callable[[], float] = time.time,
         hook: Hook | None = None,
-        storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         interval = checkpoint_interval
         if isinstance(interval, timedelta):
@@ -76,9 +66,11 @@ class StreamContext:
         self.name = name
         self.graph = Graph()
         self.udafs = tuple(udafs)
-        self._names = Names()
+        self._udfs: dict[str, ScalarUDF] = {}
+        self._streams: dict[str, DataStream] = {}
+        self._sources: dict[str, DataStream] = {}
+        self._tables: dict[str, pa.Table] = {}
         self._state = state
-        self._storage_options = storage_options
         threads = {} if worker_threads is None else {"worker_threads": worker_threads}
         self._settings = JobSettings(
             checkpoint_interval_s=interval,
@@ -103,19 +95,18 @@ class StreamContext:
         A source that was given a name is known by it, until something else is registered under that name. A table is
         read as it is now. Raises `ValueError` if the name is taken, or the stream is another job's.
         """
-        names = self._names
-        if name in names.streams or name in names.tables or name in names.sinks:
-            raise ValueError(f"register: there is a {names.kind(name)} {name!r} already")
+        if name in self._streams or name in self._tables:
+            raise ValueError(f"register: there is a stream or table {name!r} already")
         if isinstance(relation, pa.Table):
-            names.tables[name] = relation
+            self._tables[name] = relation
             return
         if relation.context is not self:
             raise ValueError(f"register: the stream {name!r} belongs to another context")
-        names.streams[name] = relation
+        self._streams[name] = relation
 
     def register_udf(self, udf: ScalarUDF) -> None:
         """A Python scalar function that queries built from now on may call."""
-        self._names.udfs[udf.name] = udf
+        self._udfs[udf.name] = udf
 
     def sql(self, query: str, *, name: str = "sql") -> DataStream:
         """The stream of the rows of a query, planned by DataFusion over the registered streams.
@@ -137,165 +128,10 @@ class StreamContext:
         Raises `SchemaError` for a query that DataFusion does not understand or whose columns do not fit,
         `UnsupportedQueryError` for one that cannot run as a stream; it names the part, and what to write instead.
         """
-        names = self._names
-        session = planning_session(names.known_streams, names.tables, list(names.udfs.values()), self.udafs)
-        return plan_query(query, session, names.known_streams, names.tables, name)
-
-    @property
-    def definitions(self) -> Mapping[str, str]:
-        """The statements of `execute` that made the tables and views there are, by name, in their order."""
-        return MappingProxyType(self._names.definitions)
-
-    @property
-    def columns(self) -> frozenset[str]:
-        """The columns of everything that a query can name."""
-        names = self._names
-        schemas = [known.schema for known in (*names.known_streams.values(), *names.tables.values())]
-        return frozenset(name for schema in schemas for name in schema.names)
-
-    def execute(self, script: str) -> list[Answer]:
-        """Carry out the statements of a script, which semicolons end; nothing runs before `run`.
-
-        ``CREATE EXTERNAL TABLE name [(columns)] STORED AS PARQUET|CSV LOCATION '…' OPTIONS ('mode' '…', …)`` makes a
-        stream (mode ``bounded``, the default; options ``event_time``, ``watermark_delay``, ``idle_timeout``,
-        ``max_drift``, ``future_limit``, ``bad_event_time``, and those of the format), a table to join streams with
-        (``static``; any format and option of DataFusion) or a sink (``sink``; with its columns, ``PARTITIONED BY``,
-        and options ``emit``, ``roll_rows``, ``roll_interval``, ``compression``, ``existing``). Lengths of time are
-        written as in INTERVAL, ``storage.KEY`` is handed to the filesystem. ``INSERT INTO sink SELECT …`` and ``COPY
-        (SELECT …) TO '…' STORED AS PARQUET`` become parts of this job; the rows of all INSERTs of a script into one
-        sink end in it together. ``CREATE [OR REPLACE] VIEW``, ``DROP TABLE`` and ``DROP VIEW`` are known for the
-        statements after them, and for `sql`. The sink's table names its operators, so it must stay the same when a job
-        is restored.
-
-        Returns the answers, in order: of a SELECT its stream, which has no sink yet, or a table if it reads tables
-        alone; of SHOW TABLES and DESCRIBE a table; of EXPLAIN the operators, as text.
-
-        Raises as `sql` does; a note of the error tells the line of the statement. What was carried out before it stays.
-        """
-        return run_script(self, self._names, script)
-
-    # -- sources
-
-    def from_source(
-        self,
-        source: Source,
-        *,
-        event_time: str | None = None,
-        max_disorder: Duration = 0,
-        future_limit: Duration | None = _DAY,
-        on_bad_event_time: str = "error",
-        idle_timeout: Duration | None = None,
-        max_drift: Duration | None = None,
-        name: str | None = None,
-    ) -> DataStream:
-        """A stream from any source.
-
-        ``event_time`` names a timestamp or date column; without it the stream has no windows.
-        ``max_disorder``: how far behind the latest event time a row may come and not be late.
-        ``future_limit``: a time further ahead of the clock is bad, None for no limit. A row whose
-        time is bad or null is an error, or with ``on_bad_event_time="drop"`` left out, or with
-        ``"divert"`` found in `DataStream.bad_rows`. ``idle_timeout``: a source or split that has
-        brought no rows for so long (by the wall clock) does not hold event time back any more; None: it
-        always does. ``max_drift``: how far a split may be ahead of the slowest one in event time before
-        it is held back; None for no limit.
-
-        Raises `SchemaError` if the event time column is missing or no time.
-        """
-        return self._read(
-            source,
-            ("source", type(source).__name__),
-            name,
-            event_time,
-            max_disorder,
-            future_limit,
-            on_bad_event_time,
-            idle_timeout,
-            max_drift,
-        )
-
-    def from_batches(
-        self,
-        batches: Any,
-        schema: Any = None,
-        *,
-        event_time: str | None = None,
-        max_disorder: Duration = 0,
-        future_limit: Duration | None = _DAY,
-        on_bad_event_time: str = "error",
-        idle_timeout: Duration | None = None,
-        max_drift: Duration | None = None,
-        name: str | None = None,
-    ) -> DataStream:
-        """A stream of record batches from Python; see `operators.sources.IterableSource` and `from_source`."""
-        source = IterableSource(batches, schema)
-        return self._read(
-            source,
-            ("batches",),
-            name,
-            event_time,
-            max_disorder,
-            future_limit,
-            on_bad_event_time,
-            idle_timeout,
-            max_drift,
-        )
-
-    def read_parquet(
-        self,
-        path: Any,
-        *,
-        event_time: str | None = None,
-        max_disorder: Duration = 0,
-        future_limit: Duration | None = _DAY,
-        on_bad_event_time: str = "error",
-        idle_timeout: Duration | None = None,
-        max_drift: Duration | None = None,
-        name: str | None = None,
-        **options: Any,
-    ) -> DataStream:
-        """A stream of Parquet files; ``options`` as for `operators.sources.ParquetSource`, see also `from_source`."""
-        source = ParquetSource(path, **options)
-        words = ("parquet", _path_word(path))
-        return self._read(
-            source,
-            words,
-            name,
-            event_time,
-            max_disorder,
-            future_limit,
-            on_bad_event_time,
-            idle_timeout,
-            max_drift,
-        )
-
-    def read_csv(
-        self,
-        path: Any,
-        schema: Any = None,
-        *,
-        event_time: str | None = None,
-        max_disorder: Duration = 0,
-        future_limit: Duration | None = _DAY,
-        on_bad_event_time: str = "error",
-        idle_timeout: Duration | None = None,
-        max_drift: Duration | None = None,
-        name: str | None = None,
-        **options: Any,
-    ) -> DataStream:
-        """A stream of CSV files; ``options`` as for `operators.sources.CsvSource`, see also `from_source`."""
-        source = CsvSource(path, schema, **options)
-        words = ("csv", _path_word(path))
-        return self._read(
-            source,
-            words,
-            name,
-            event_time,
-            max_disorder,
-            future_limit,
-            on_bad_event_time,
-            idle_timeout,
-            max_drift,
-        )
+        sources = {known: stream for known, stream in self._sources.items() if known not in self._tables}
+        streams = {**sources, **self._streams}
+        session = planning_session(streams, self._tables, list(self._udfs.values()), self.udafs)
+        return plan_query(query, session, streams, self._tables, name)
 
     # -- running
 
@@ -335,8 +171,8 @@ class StreamContext:
             {
                 "state": "in memory" if self._state is None else state,
                 "checkpoint every": None if (s := self._settings.checkpoint_interval_s) is None else f"{s:g} s",
-                "sources": ", ".join(self._names.sources) or None,
-                "streams and tables in SQL": ", ".join([*self._names.streams, *self._names.tables]) or None,
+                "sources": ", ".join(self._sources) or None,
+                "streams and tables in SQL": ", ".join([*self._streams, *self._tables]) or None,
             }
         )
         return card(self.name, "StreamContext", named, self.explain().picture)
@@ -346,50 +182,18 @@ class StreamContext:
         if self._state is None:
             return MemoryStateBackend(udafs=udafs)
         if isinstance(self._state, (str, os.PathLike)):
-            options: dict[str, Any] = {}
-            if self._storage_options is not None:
-                options["storage_options"] = self._storage_options
-            return open_backend(self._state, udafs=udafs, **options)
+            return open_backend(self._state, udafs=udafs)
         return self._state
 
-    def _read(
-        self,
-        source: Source,
-        words: tuple[str, ...],
-        name: str | None,
-        event_time: str | None,
-        max_disorder: Duration,
-        future_limit: Duration | None,
-        on_bad: str,
-        idle_timeout: Duration | None,
-        max_drift: Duration | None,
-    ) -> DataStream:
+    def _read(self, source: Source, words: tuple[str, ...], options: ReadOptions) -> DataStream:
         schema = source.schema
-        spec = None
-        if event_time is not None:
-            try:
-                EventTimeColumn(schema, event_time)
-            except (TypeError, ValueError) as error:
-                raise SchemaError(str(error)) from error
-            spec = EventTimeSpec(
-                column=event_time,
-                max_disorder_ms=milliseconds(max_disorder, "max_disorder"),
-                future_limit_ms=None if future_limit is None else milliseconds(future_limit, "future_limit"),
-                on_bad=BadEventTime(on_bad),
-                idle_timeout_ms=None if idle_timeout is None else milliseconds(idle_timeout, "idle_timeout"),
-                max_drift_ms=None if max_drift is None else milliseconds(max_drift, "max_drift"),
-            )
+        spec = event_time_spec(schema, options)
+        limit = rate_limit(options)
+        name = options.get("name")
         operator_id = self.graph.claim(name, lambda: derived_id(*words))
-        node = SourceNode(operator_id=operator_id, source=source, schema=schema, event_time=spec)
+        node = SourceNode(operator_id=operator_id, source=source, schema=schema, event_time=spec, limit=limit)
         note = "the source was read without event_time="
-        stream = DataStream(self, Port(node), schema, event_time=event_time, time_note=note)
+        stream = DataStream(self, Port(node), schema, event_time=options.get("event_time"), time_note=note)
         if name is not None:
-            self._names.sources[name] = stream
+            self._sources[name] = stream
         return stream
-
-
-def _path_word(path: Any) -> str:
-    """The last name of a path, for the id of its source."""
-    if isinstance(path, (str, os.PathLike)):
-        return PurePath(os.fspath(path)).name
-    return "files"

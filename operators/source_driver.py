@@ -29,6 +29,7 @@ class SourceDriver:
     def __init__(self, node: SourceNode, context: BuildContext) -> None:
         self.operator_id = node.operator_id
         self.source = node.source
+        self._limit = node.limit
         # Asked once: a check against a protocol is slow.
         self._splits = node.source if isinstance(node.source, SplitSource) else None
         self.output = Output()
@@ -84,6 +85,12 @@ class SourceDriver:
             self.output.advance(self.watermark)
         self._hold_back()
 
+    def poll(self) -> SourceBatch | Literal[Idle.IDLE] | None:
+        """What the source has, unless it rests because it gave enough rows lately."""
+        if self._limit is not None and not self._limit.ready():
+            return IDLE
+        return self.source.poll()
+
     def push(self, item: SourceBatch | Literal[Idle.IDLE] | None) -> bool:
         """Push what the source gave; False at the end of the input, after the final watermark.
 
@@ -100,6 +107,8 @@ class SourceDriver:
         cursor = self._cursor
         cursor.source, cursor.position, cursor.batches = self.operator_id, item.position, cursor.batches + 1
         self.rows_in += batch.num_rows
+        if self._limit is not None:
+            self._limit.took(batch.num_rows)
         if batch.schema is not self._schema and batch.schema != self._schema:
             raise SchemaError(f"{cursor}: expected columns\n{self._schema}\nfound\n{batch.schema}")
         self._push(item.split, batch)

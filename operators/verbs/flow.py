@@ -99,7 +99,7 @@ class FlowVerbs(StreamBase):
     ) -> Self:
         """Follow event time in this column from here on, whatever it was before.
 
-        Arguments as for `StreamContext.from_source`; with ``on_bad_event_time="divert"`` bad rows are found
+        Arguments as in `operators.reading.ReadOptions`; with ``on_bad_event_time="divert"`` bad rows are found
         in `bad_rows`. Kept: the watermark.
         """
         self._refuse_changelog("assign_event_time")

@@ -1,0 +1,122 @@
+"""Where streams begin: the readers of `StreamContext`, and the options that all of them share."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any, TypedDict, Unpack
+
+import pyarrow as pa
+
+from operators.errors import SchemaError
+from operators.sources import CsvSource, IterableSource, ParquetSource, RateLimit, Source
+from operators.stream import DataStream
+from operators.watermark import BadEventTime, EventTimeColumn, EventTimeSpec
+from operators.windows import Duration, milliseconds
+
+__all__ = ["ReadOptions", "Readers", "event_time_spec", "rate_limit"]
+
+_DAY_MS = 86_400_000
+
+
+class ReadOptions(TypedDict, total=False):
+    """What can be said of every source.
+
+    ``event_time``: names a timestamp or date column; without it the stream has no windows.
+    ``max_disorder``: how far behind the latest event time a row may come and not be late; 0 by default.
+    ``future_limit``: a time further ahead of the clock is bad; a day by default, None for no limit.
+    ``on_bad_event_time``: a row whose time is bad or null is an error (``"error"``, the default), is left out
+    (``"drop"``), or is found in `DataStream.bad_rows` (``"divert"``).
+    ``idle_timeout``: a source or split that has brought no rows for so long (by the wall clock) does not hold
+    event time back any more; None: it always does.
+    ``max_drift``: how far a split may be ahead of the slowest one in event time before it is held back; None for no
+    limit.
+    ``max_rows_per_second``: no more rows than that are taken from the source, on average; None for no limit. Batches
+    come whole: after one of n rows the source rests for n / max_rows_per_second seconds.
+    ``name``: of the source, which names its position in every checkpoint.
+    """
+
+    event_time: str | None
+    max_disorder: Duration
+    future_limit: Duration | None
+    on_bad_event_time: str
+    idle_timeout: Duration | None
+    max_drift: Duration | None
+    max_rows_per_second: float | None
+    name: str | None
+
+
+class Readers(ABC):
+    """The sources of a `StreamContext`. Every reader takes the options of `ReadOptions`."""
+
+    def from_source(self, source: Source, **options: Unpack[ReadOptions]) -> DataStream:
+        """A stream from any source.
+
+        Raises `SchemaError` if the event time column is missing or no time.
+        """
+        return self._read(source, ("source", type(source).__name__), options)
+
+    def from_batches(self, batches: Any, schema: pa.Schema | None = None, **options: Unpack[ReadOptions]) -> DataStream:
+        """A stream of record batches from Python; see `operators.sources.IterableSource`."""
+        return self._read(IterableSource(batches, schema), ("batches",), options)
+
+    def read_parquet(self, path: Any, **options: Any) -> DataStream:
+        """A stream of Parquet files; ``options`` as for `operators.sources.ParquetSource`, and `ReadOptions`."""
+        read, rest = _divided(options)
+        return self._read(ParquetSource(path, **rest), ("parquet", _path_word(path)), read)
+
+    def read_csv(self, path: Any, schema: pa.Schema | None = None, **options: Any) -> DataStream:
+        """A stream of CSV files; ``options`` as for `operators.sources.CsvSource`, and `ReadOptions`."""
+        read, rest = _divided(options)
+        return self._read(CsvSource(path, schema, **rest), ("csv", _path_word(path)), read)
+
+    @abstractmethod
+    def _read(self, source: Source, words: tuple[str, ...], options: ReadOptions) -> DataStream:
+        """Add a source to the graph, under a name derived from ``words`` unless the options give one."""
+
+
+def event_time_spec(schema: pa.Schema, options: ReadOptions) -> EventTimeSpec | None:
+    """The event time that the options speak of, None for none; `SchemaError` if the column cannot be one."""
+    column = options.get("event_time")
+    if column is None:
+        return None
+    try:
+        EventTimeColumn(schema, column)
+    except (TypeError, ValueError) as error:
+        raise SchemaError(str(error)) from error
+    return EventTimeSpec(
+        column=column,
+        max_disorder_ms=milliseconds(options.get("max_disorder", 0), "max_disorder"),
+        future_limit_ms=_optional_ms(options.get("future_limit", _DAY_MS), "future_limit"),
+        on_bad=BadEventTime(options.get("on_bad_event_time", "error")),
+        idle_timeout_ms=_optional_ms(options.get("idle_timeout"), "idle_timeout"),
+        max_drift_ms=_optional_ms(options.get("max_drift"), "max_drift"),
+    )
+
+
+def rate_limit(options: ReadOptions) -> RateLimit | None:
+    """The limit that the options ask for."""
+    rows_per_s = options.get("max_rows_per_second")
+    return None if rows_per_s is None else RateLimit(rows_per_s)
+
+
+def _optional_ms(duration: Duration | None, name: str) -> int | None:
+    return None if duration is None else milliseconds(duration, name)
+
+
+def _divided(options: Mapping[str, Any]) -> tuple[ReadOptions, dict[str, Any]]:
+    """What is said of every source, and what is the source's own."""
+    read: ReadOptions = {}
+    for key in ReadOptions.__annotations__:
+        if key in options:
+            read[key] = options[key]  # type: ignore[literal-required]
+    return read, {key: value for key, value in options.items() if key not in ReadOptions.__annotations__}
+
+
+def _path_word(path: Any) -> str:
+    """The last name of a path, for the id of its source."""
+    if isinstance(path, (str, os.PathLike)):
+        return PurePath(os.fspath(path)).name
+    return "files"
