@@ -3,6 +3,7 @@
 General layout, from the ground up (each module imports only from those above it)::
 
     errors                        the error tree
+    hive                          partitions in the names of directories
     sources  sinks                where batches come from and go to
     windows  watermark            pure event-time logic
     changelog                     streams that correct themselves
@@ -15,10 +16,11 @@ General layout, from the ground up (each module imports only from those above it
     stateful                      operators that keep state, one module per family
     source_driver  pipeline       how what was built becomes what runs
     report  checkpoint  job       the run: barriers, commits, the loop
-    verbs  stream  sql  context   the user's face
+    verbs  stream  sql  reading   the user's face
+    context
     testing                       a harness for tests of streams
     topics  denormalized          topics of messages; the API of Denormalized
-    exit_codes  flights  demo  nexmark  console  cli   ``python -m operators``
+    exit_codes  flights  demo  nexmark  cli   ``python -m operators``
 """
 
 from operators.context import StreamContext
@@ -46,6 +48,7 @@ from operators.process import (
     ValueState,
 )
 from operators.report import CheckpointStats, JobOutcome, JobProgress, JobResult, OperatorStats
+from operators.sinks import read_published
 from operators.stream import DataStream
 
 __all__ = [
@@ -75,4 +78,5 @@ __all__ = [
     "UnsupportedQueryError",
     "UserFunctionError",
     "ValueState",
+    "read_published",
 ]

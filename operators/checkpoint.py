@@ -42,8 +42,10 @@ logger = logging.getLogger(__name__)
 Hook = Callable[[str], None]
 """Called with the name of each step of the protocol; a test may crash or raise there.
 
-On the job's thread: ``barrier``, ``drained``, ``prepared``, ``handed_over``. On the publisher's:
-``committed``, ``published``.
+On the job's thread: ``restoring`` (the sinks are about to be opened), ``restored``, ``poll`` (a source is about to be
+asked), ``idle`` (no source has anything), ``barrier``, ``drained``, ``prepared``, ``handed_over``. On the backend's
+threads, for every sink that stages: ``stage``, ``staged``. On the publisher's: ``committed``, for every sink
+``publish``, and ``published``.
 """
 
 Trigger = Callable[[], bool]
@@ -111,8 +113,10 @@ class CheckpointCoordinator:
         self.failed = 0
         self.stats: list[CheckpointStats] = []
 
-    def poll(self) -> None:
+    def poll(self, *, full: bool = False) -> None:
         """Between two batches: look at what has finished, take a checkpoint if one is due.
+
+        ``full``: a sink can take no more; wait for the checkpoint that is under way, then take one in any case.
 
         Raises `FencedError` at once, another error when it has come up too often.
         """
@@ -120,7 +124,7 @@ class CheckpointCoordinator:
             self._settle()
         if self._publishing is not None and self._publishing.published.done():
             self._settle_publication()
-        if self._trigger is not None and self._trigger():
+        if (self._trigger is not None and self._trigger()) or full:
             self._wait()
             self._barrier(final=False)
         elif self._running is None and self._publishing is None and self._is_due():
@@ -167,7 +171,7 @@ class CheckpointCoordinator:
         drained = time.perf_counter()
         prepared = {s.operator_id: s.sink.prepare(self._barrier_id, final=final) for s in self._pipeline.sinks}
         committables = {name: list(p.committables) for name, p in prepared.items() if p.committables}
-        stages = [p.stage for p in prepared.values() if p.stage is not None]
+        stages = [self._told(p.stage) for p in prepared.values() if p.stage is not None]
         self._hook("prepared")
         state = JobState(
             sources=self._pipeline.positions(),
@@ -185,6 +189,14 @@ class CheckpointCoordinator:
             self._due = self._clock() + self._interval_s
         self._hook("handed_over")
 
+    def _told(self, stage: Callable[[], None]) -> Callable[[], None]:
+        def run() -> None:
+            self._hook("stage")
+            stage()
+            self._hook("staged")
+
+        return run
+
     # -- publication, on the side thread
 
     def _publish_soon(self, running: _Running) -> None:
@@ -201,6 +213,7 @@ class CheckpointCoordinator:
                 self._hook("committed")
                 for sink in self._pipeline.sinks:
                     if sink.operator_id in running.committables:
+                        self._hook("publish")
                         sink.sink.publish(running.committables[sink.operator_id])
                 self._hook("published")
         except BaseException as error:  # noqa: BLE001 - it is raised on the job's thread

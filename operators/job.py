@@ -26,7 +26,7 @@ from operators.plan_check import check_plan
 from operators.report import JobOutcome, JobProgress, JobResult, OperatorStats
 from operators.runtime import BuildContext, Cursor, Output
 from operators.signals import INTERRUPTED, Interrupts
-from operators.sinks.base import SinkContext
+from operators.sinks.base import BoundedSink, SinkContext
 from operators.source_driver import SourceDriver
 from statebackend import Checkpoint, StateBackend
 
@@ -177,11 +177,14 @@ class Job:
         for operator in pipeline.operators:
             stack.callback(operator.close)
         attempt = uuid.uuid4().hex[:12]
+        hook = settings.hook or _unheard
+        hook("restoring")
         for sink in pipeline.sinks:
             place = SinkContext(sink.operator_id, sink.schema, backend, backend.store_id, attempt)
             sink.sink.open(place, () if job is None else job.committables.get(sink.operator_id, ()))
         for source in pipeline.sources:
             source.open()
+        hook("restored")
         coordinator = CheckpointCoordinator(
             backend,
             pipeline,
@@ -195,7 +198,7 @@ class Job:
         stack.callback(coordinator.close)
         if restored is not None:
             logger.info("job %r: restored from checkpoint %d", self.name, restored.checkpoint_id)
-        return _Run(pipeline, coordinator, restored, self._stop, interrupts, self._on_progress, started, settings.clock)
+        return _Run(pipeline, coordinator, restored, self._stop, interrupts, self._on_progress, started, settings)
 
     def _end(self, failure: BaseException | None) -> None:
         """Answer the requests that got no checkpoint."""
@@ -220,9 +223,10 @@ class _Run:
         interrupts: Interrupts,
         on_progress: ProgressCallback | None,
         started: float,
-        clock: Callable[[], float],
+        settings: JobSettings,
     ) -> None:
-        self._clock = clock
+        self._clock = settings.clock
+        self._hook = settings.hook or _unheard
         self._pipeline = pipeline
         self._coordinator = coordinator
         self._restored = restored
@@ -237,16 +241,18 @@ class _Run:
     def loop(self) -> JobOutcome:
         """Poll the sources in turn until all have ended or the job is stopped."""
         active = list(self._pipeline.sources)
+        bounded = [s.sink for s in self._pipeline.sinks if isinstance(s.sink, BoundedSink)]
         processing_time = any(o.uses_processing_time for o in self._pipeline.operators)
         while active and not self._stop.is_set():
             for source in _round(active):
                 if not self._step(source):
                     active.remove(source)
             if active and all(source.waiting for source in active):
+                self._hook("idle")
                 self._stop.wait(_NOTHING_S)
             if processing_time:
                 self._pipeline.on_processing_time(int(self._clock() * 1000))
-            self._coordinator.poll()
+            self._coordinator.poll(full=any(sink.full for sink in bounded))
             if self._on_progress is not None:
                 self._report(time.monotonic())
         self._coordinator.finish(final=not active)
@@ -269,7 +275,8 @@ class _Run:
         )
 
     def _step(self, source: SourceDriver) -> bool:
-        item = self._interrupts.polling(source.source.poll)
+        self._hook("poll")
+        item = self._interrupts.polling(source.poll)
         if item is INTERRUPTED:
             return True
         return source.push(item)
@@ -296,6 +303,10 @@ class _Run:
         pipeline = self._pipeline
         sources = {s.operator_id: _stats(s.rows_in, s.outputs) for s in pipeline.sources}
         return {**sources, **{o.operator_id: _stats(o.rows_in, o.outputs) for o in pipeline.operators}}
+
+
+def _unheard(_: str) -> None:
+    """Nobody listens to the steps of the protocol."""
 
 
 def _round(active: Sequence[SourceDriver]) -> list[SourceDriver]:

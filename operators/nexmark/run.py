@@ -17,7 +17,7 @@ from operators.nexmark.model import EVENT_TIME
 from operators.nexmark.queries import Query
 from operators.nexmark.source import EventFiles
 from operators.report import JobOutcome
-from operators.sinks.rolls import published_rolls
+from operators.sinks import published_rolls
 from operators.stream import DataStream
 from statebackend import StateBackend
 

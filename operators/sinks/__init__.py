@@ -1,23 +1,28 @@
 """Where batches go, and what each place promises.
 
-``base.py`` says what a sink is and draws the commit; ``parquet.py`` is exactly once, with ``rolls.py``
-(stage and publish), ``partitions.py`` (hive directories), ``pending.py`` (rows that wait in the state)
-and ``files.py`` (what is asked of a filesystem); ``callback.py``, ``console.py`` and
-``memory.py`` are at least once.
+``base.py`` says what a sink is and draws the commit; ``file_sink.py`` is exactly once, with ``formats.py``
+(Parquet, CSV, JSON lines, Arrow), ``rolls.py`` (stage and publish), ``commit_log.py`` (what was published, and its
+readers), ``partitions.py`` (hive directories), ``pending.py`` (rows that wait in the state) and ``files.py`` (what is
+asked of a filesystem); ``callback.py``, ``console.py`` and ``memory.py`` are at least once.
 """
 
-from operators.sinks.base import Guarantee, Prepared, Sink, SinkContext
+from operators.sinks.base import BoundedSink, Guarantee, Prepared, Sink, SinkContext
 from operators.sinks.callback import CallbackSink, CommittedFunction, ImmediateCallbackSink
+from operators.sinks.commit_log import PublishedFile, PublishedRoll, published_rolls, read_published
 from operators.sinks.console import PrintSink
+from operators.sinks.file_sink import ArrowSink, CsvSink, FileSink, JsonSink, ParquetSink
 from operators.sinks.memory import MemorySink
-from operators.sinks.parquet import ParquetSink
-from operators.sinks.rolls import PublishedFile, PublishedRoll, published_rolls
 
 __all__ = [
+    "ArrowSink",
+    "BoundedSink",
     "CallbackSink",
     "CommittedFunction",
+    "CsvSink",
+    "FileSink",
     "Guarantee",
     "ImmediateCallbackSink",
+    "JsonSink",
     "MemorySink",
     "ParquetSink",
     "Prepared",
@@ -27,4 +32,5 @@ __all__ = [
     "Sink",
     "SinkContext",
     "published_rolls",
+    "read_published",
 ]

@@ -22,14 +22,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 
 from operators.errors import SchemaError
 from statebackend import StateBackend
 
-__all__ = ["Guarantee", "Prepared", "Sink", "SinkContext", "conform"]
+__all__ = ["BoundedSink", "Guarantee", "Prepared", "Sink", "SinkContext", "conform"]
 
 
 class Guarantee(StrEnum):
@@ -87,6 +87,20 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Release everything; publishes nothing. May be called twice."""
+
+
+@runtime_checkable
+class BoundedSink(Sink, Protocol):
+    """A sink that keeps rows in memory until they are published, and bounds how many.
+
+    When it is full the job reads nothing more until the checkpoint that is under way is published, and then takes the
+    next one at once: so the sink holds back the sources, and never holds more than twice its limit and one
+    round of batches.
+    """
+
+    @property
+    def full(self) -> bool:
+        """Whether it holds as much as it may. Job thread, after every round of batches."""
 
 
 def conform(operator_id: str, schema: pa.Schema, batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -37,6 +37,9 @@ class OutputFiles(Protocol):
     def read(self, name: str) -> bytes | None:
         """The bytes of a file, None if there is none."""
 
+    def open(self, name: str) -> BinaryIO:
+        """A file, for reading; FileNotFoundError if there is none."""
+
     def exists(self, name: str) -> bool:
         """Whether there is a file of this name."""
 
@@ -91,6 +94,10 @@ class LocalOutputFiles:
             return self._path(name).read_bytes()
         except FileNotFoundError:
             return None
+
+    def open(self, name: str) -> BinaryIO:
+        """See `OutputFiles`."""
+        return self._path(name).open("rb")
 
     def exists(self, name: str) -> bool:
         """See `OutputFiles`."""
@@ -151,6 +158,11 @@ class FsspecOutputFiles:
         except FileNotFoundError:
             return None
         return data
+
+    def open(self, name: str) -> BinaryIO:
+        """See `OutputFiles`."""
+        opened: BinaryIO = self._fs.open(self._path(name), "rb")
+        return opened
 
     def exists(self, name: str) -> bool:
         """See `OutputFiles`."""

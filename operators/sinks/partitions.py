@@ -1,8 +1,7 @@
 """Cuts a table into hive-style partitions without touching single rows.
 
 ``origin=EWR/day=3`` is the directory of the rows with these values; the partition columns are left
-out of the files. Special characters are percent-encoded, as in Hive and Spark, and null is
-``__HIVE_DEFAULT_PARTITION__``. Rows keep their order within a partition; partitions come in
+out of the files (`operators.hive` has the names). Rows keep their order within a partition; partitions come in
 the order of their values' first appearance.
 """
 
@@ -10,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from operators.errors import SchemaError
+from operators.hive import component
 
 __all__ = ["check_partition_columns", "partition"]
-
-_NULL = "__HIVE_DEFAULT_PARTITION__"
-_UNESCAPED = " !$&()+,;<>@|~-_."
 
 
 def check_partition_columns(operator_id: str, schema: pa.Schema, partition_by: Sequence[str]) -> None:
@@ -68,8 +64,7 @@ def _encode(name: str, column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], 
         column = column.cast(column.type.value_type)
     encoded = pc.dictionary_encode(pa.concat_arrays(column.chunks), null_encoding="encode")
     values = encoded.dictionary.cast(pa.string()).to_pylist()
-    names = [_NULL if v is None else quote(v, safe=_UNESCAPED) for v in values]
-    return encoded.indices.to_numpy().astype(np.int64), [f"{quote(name, safe=_UNESCAPED)}={v}" for v in names]
+    return encoded.indices.to_numpy().astype(np.int64), [component(name, value) for value in values]
 
 
 def _directory(code: int, texts: Sequence[Sequence[str]]) -> str:

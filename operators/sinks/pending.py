@@ -52,6 +52,7 @@ class PendingRows:
         last = self.batches[-1].ordinal if self.batches else -1
         self.next_ordinal = max(last + 1, self._table.watermark or 0)
         self.rows = sum(p.batch.num_rows for p in self.batches)
+        self.bytes: int = sum(p.batch.nbytes for p in self.batches)
 
     def append(self, batch: pa.RecordBatch) -> int:
         """Keep a batch with at least one row; returns its ordinal."""
@@ -60,6 +61,7 @@ class PendingRows:
         self._table.write(pa.RecordBatch.from_arrays([column, *batch.columns], schema=self._table.spec.schema))
         self.batches.append(PendingBatch(ordinal, batch))
         self.rows += batch.num_rows
+        self.bytes += batch.nbytes
         self.next_ordinal += 1
         return ordinal
 
@@ -70,6 +72,7 @@ class PendingRows:
             self._table.expire(before)
             self.batches = kept
             self.rows = sum(p.batch.num_rows for p in kept)
+            self.bytes = sum(p.batch.nbytes for p in kept)
 
     def _restore(self) -> list[PendingBatch]:
         """The batches as they were appended, whatever pieces the table returns."""

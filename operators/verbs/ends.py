@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, Self
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from operators.flow import EventTimeNode
 from operators.graph import Port, SinkNode, SourceNode, StepNode
-from operators.sinks import CallbackSink, ParquetSink, PrintSink
+from operators.sinks import ArrowSink, CallbackSink, CsvSink, FileSink, JsonSink, ParquetSink, PrintSink
 from operators.sinks.base import Sink
 from operators.verbs.base import StreamBase
 from operators.watermark import BadEventTime, EventTimeSpec
@@ -55,9 +55,25 @@ class EndVerbs(StreamBase):
         self, path: str | os.PathLike[str], partition_by: Sequence[str] = (), *, name: str | None = None, **options: Any
     ) -> Self:
         """Write a directory of Parquet files, exactly once; ``options`` as for `operators.sinks.ParquetSink`."""
-        self._require("write_parquet", partition_by)
-        sink = ParquetSink(path, partition_by, **options)
-        return self._end(sink, name, "parquet", PurePath(os.fspath(path)).name)
+        return self._write_files(ParquetSink, path, partition_by, name, options)
+
+    def write_csv(
+        self, path: str | os.PathLike[str], partition_by: Sequence[str] = (), *, name: str | None = None, **options: Any
+    ) -> Self:
+        """Write a directory of CSV files, exactly once; ``options`` as for `operators.sinks.CsvSink`."""
+        return self._write_files(CsvSink, path, partition_by, name, options)
+
+    def write_json(
+        self, path: str | os.PathLike[str], partition_by: Sequence[str] = (), *, name: str | None = None, **options: Any
+    ) -> Self:
+        """Write a directory of JSON lines, exactly once; ``options`` as for `operators.sinks.JsonSink`."""
+        return self._write_files(JsonSink, path, partition_by, name, options)
+
+    def write_arrow(
+        self, path: str | os.PathLike[str], partition_by: Sequence[str] = (), *, name: str | None = None, **options: Any
+    ) -> Self:
+        """Write a directory of Arrow IPC files, exactly once; ``options`` as for `operators.sinks.ArrowSink`."""
+        return self._write_files(ArrowSink, path, partition_by, name, options)
 
     def print(self, *, name: str | None = None, **options: Any) -> Self:
         """Print every batch; ``options`` as for `operators.sinks.PrintSink`."""
@@ -70,6 +86,19 @@ class EndVerbs(StreamBase):
     def for_each(self, function: Callable[..., object], *, name: str | None = None, **options: Any) -> Self:
         """Call a function with every batch; ``options`` as for `operators.sinks.CallbackSink`."""
         return self._end(CallbackSink(function, **options), name, "for_each")
+
+    def _write_files(
+        self,
+        make: Callable[..., FileSink],
+        path: str | os.PathLike[str],
+        partition_by: Sequence[str],
+        name: str | None,
+        options: Mapping[str, Any],
+    ) -> Self:
+        sink = make(path, partition_by, **options)
+        kind = str(sink.describe()["kind"])
+        self._require(f"write_{kind}", partition_by)
+        return self._end(sink, name, kind, PurePath(os.fspath(path)).name)
 
     def _end(self, sink: Sink, name: str | None, *words: str) -> Self:
         node = SinkNode(
