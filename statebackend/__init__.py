@@ -42,7 +42,6 @@ from statebackend.backend import Checkpoint, Health, JobState, LookupResult, Mat
 from statebackend.branches import clone
 from statebackend.catalog import StateCatalog, open_state
 from statebackend.checkpoint_reader import CheckpointReader, CheckpointTable, open_checkpoint
-from statebackend.cli_options import Redacted, add_storage_option, storage_options
 from statebackend.errors import (
     AtomicCreateError,
     CheckpointGoneError,
@@ -97,7 +96,6 @@ __all__ = [
     "MemoryStateSpace",
     "ObjectMissingError",
     "PreparedPlan",
-    "Redacted",
     "SchemaChanges",
     "SchemaMismatchError",
     "StateBackend",
@@ -119,7 +117,6 @@ __all__ = [
     "TaskState",
     "UnsupportedAggregateError",
     "UnsupportedFormatError",
-    "add_storage_option",
     "backend_names",
     "clone",
     "markup",
@@ -129,7 +126,6 @@ __all__ = [
     "open_state",
     "read_wire",
     "rows_equal",
-    "storage_options",
     "write_wire",
 ]
 

@@ -97,17 +97,18 @@ def _write_files(
                     return
                 written[number] = until - start
 
-    pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="nexmark")
-    try:
+    with ThreadPoolExecutor(settings.threads, thread_name_prefix="nexmark") as pool:
         pending = {pool.submit(write, number) for number in range(len(written))}
-        while pending:
-            done, pending = wait(pending, timeout=_WAIT_S, return_when=FIRST_COMPLETED)
-            for future in done:
-                future.result()
-            on_progress(sum(written))
-    finally:  # whatever ends it, also Ctrl-C between two submissions: nobody waits for what is not written yet
-        stop.set()
-        pool.shutdown(cancel_futures=True)
+        try:
+            while pending:
+                done, pending = wait(pending, timeout=_WAIT_S, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+                on_progress(sum(written))
+        except BaseException:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _group(config: NexmarkConfig, kind: Kind, start: int, end: int, stop: threading.Event) -> pa.Table:

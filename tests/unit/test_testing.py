@@ -12,8 +12,9 @@ import pytest
 from datafusion import col, lit
 from datafusion import functions as f
 
-from operators import KeyedProcess, ProcessContext, UserFunctionError, ValueState, testing
+from operators import KeyedProcess, ProcessContext, UserFunctionError, ValueState
 from operators.testing import StreamHarness
+from operators.testing import harness as harness_module
 
 SCHEMA = pa.schema([("at", pa.timestamp("ms")), ("user", pa.string())])
 
@@ -27,8 +28,8 @@ def rows(*times_users: tuple[int, str]) -> list[dict[str, Any]]:
 
 
 def test_the_example_of_the_module_runs() -> None:
-    assert testing.__doc__ is not None
-    code = testing.__doc__.partition("::\n")[2].partition("\n`StreamHarness.output`")[0]
+    assert harness_module.__doc__ is not None
+    code = harness_module.__doc__.partition("::\n")[2].partition("\n`StreamHarness.output`")[0]
     exec(textwrap.dedent(code), {"pa": pa, "f": f, "lit": lit, "StreamHarness": StreamHarness})
 
 
