@@ -20,7 +20,7 @@ General layout, from the ground up (each module imports only from those above it
     context
     testing                       a harness for tests of streams
     topics  denormalized          topics of messages; the API of Denormalized
-    exit_codes  flights  demo  nexmark  cli   ``python -m operators``
+    exit_codes  flights  demo  nexmark  console  cli   ``python -m operators``
 """
 
 from operators.context import StreamContext

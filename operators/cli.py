@@ -1,4 +1,4 @@
-"""``python -m operators``: see a job survive kill -9, and the Nexmark benchmark."""
+"""``python -m operators``: streaming SQL, a job that survives kill -9 before your eyes, and the Nexmark benchmark."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from operators.console.command import add_sql
 from operators.demo.command import DemoSettings, run_demo
 from operators.demo.supervisor import WorkerFailedError
 from operators.demo.worker import WorkerSettings, run_worker
@@ -15,7 +16,7 @@ from operators.errors import OperatorError
 from operators.exit_codes import ExitCode, exit_code_of
 from operators.flights import FLIGHTS_ROWS
 from operators.nexmark.command import add_nexmark
-from statebackend import StateStoreError
+from statebackend import Redacted, StateStoreError
 
 __all__ = ["main"]
 
@@ -41,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, BrokenPipeError):  # the reader of our output went away: head, less
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         else:
-            print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+            notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
+            print(f"error: {type(error).__name__}: {Redacted(args)(error)}{notes}", file=sys.stderr)
         return exit_code_of(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -82,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
     _add_worker(commands)
     add_nexmark(commands)
+    add_sql(commands)
     return parser
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from types import MappingProxyType
+from typing import Any
 
 import pyarrow as pa
 from datafusion import AggregateUDF, ScalarUDF
@@ -19,6 +21,7 @@ from operators.report import JobResult
 from operators.sources import Source
 from operators.sql.catalog import planning_session
 from operators.sql.planner import plan_query
+from operators.sql.script import Answer, Names, run_script
 from operators.stream import DataStream
 from statebackend import MemoryStateBackend, StateBackend, open_backend
 from statebackend.markup import card, facts
@@ -43,6 +46,7 @@ class StreamContext(Readers):
         udafs: Python aggregate functions that windows use.
         clock: wall-clock time in seconds since the epoch, for the limit on future event times.
         hook: called with the name of each step of the checkpoint protocol, for tests.
+        storage_options: for the filesystem of ``state``, where that is a URL or path.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class StreamContext(Readers):
         udafs: Sequence[AggregateUDF] = (),
         clock: Callable[[], float] = time.time,
         hook: Hook | None = None,
+        storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         interval = checkpoint_interval
         if isinstance(interval, timedelta):
@@ -66,11 +71,9 @@ class StreamContext(Readers):
         self.name = name
         self.graph = Graph()
         self.udafs = tuple(udafs)
-        self._udfs: dict[str, ScalarUDF] = {}
-        self._streams: dict[str, DataStream] = {}
-        self._sources: dict[str, DataStream] = {}
-        self._tables: dict[str, pa.Table] = {}
+        self._names = Names()
         self._state = state
+        self._storage_options = storage_options
         threads = {} if worker_threads is None else {"worker_threads": worker_threads}
         self._settings = JobSettings(
             checkpoint_interval_s=interval,
@@ -95,18 +98,19 @@ class StreamContext(Readers):
         A source that was given a name is known by it, until something else is registered under that name. A table is
         read as it is now. Raises `ValueError` if the name is taken, or the stream is another job's.
         """
-        if name in self._streams or name in self._tables:
-            raise ValueError(f"register: there is a stream or table {name!r} already")
+        names = self._names
+        if name in names.streams or name in names.tables or name in names.sinks:
+            raise ValueError(f"register: there is a {names.kind(name)} {name!r} already")
         if isinstance(relation, pa.Table):
-            self._tables[name] = relation
+            names.tables[name] = relation
             return
         if relation.context is not self:
             raise ValueError(f"register: the stream {name!r} belongs to another context")
-        self._streams[name] = relation
+        names.streams[name] = relation
 
     def register_udf(self, udf: ScalarUDF) -> None:
         """A Python scalar function that queries built from now on may call."""
-        self._udfs[udf.name] = udf
+        self._names.udfs[udf.name] = udf
 
     def sql(self, query: str, *, name: str = "sql") -> DataStream:
         """The stream of the rows of a query, planned by DataFusion over the registered streams.
@@ -128,10 +132,42 @@ class StreamContext(Readers):
         Raises `SchemaError` for a query that DataFusion does not understand or whose columns do not fit,
         `UnsupportedQueryError` for one that cannot run as a stream; it names the part, and what to write instead.
         """
-        sources = {known: stream for known, stream in self._sources.items() if known not in self._tables}
-        streams = {**sources, **self._streams}
-        session = planning_session(streams, self._tables, list(self._udfs.values()), self.udafs)
-        return plan_query(query, session, streams, self._tables, name)
+        names = self._names
+        session = planning_session(names.known_streams, names.tables, list(names.udfs.values()), self.udafs)
+        return plan_query(query, session, names.known_streams, names.tables, name)
+
+    @property
+    def definitions(self) -> Mapping[str, str]:
+        """The statements of `execute` that made the tables and views there are, by name, in their order."""
+        return MappingProxyType(self._names.definitions)
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The columns of everything that a query can name."""
+        names = self._names
+        schemas = [known.schema for known in (*names.known_streams.values(), *names.tables.values())]
+        return frozenset(name for schema in schemas for name in schema.names)
+
+    def execute(self, script: str) -> list[Answer]:
+        """Carry out the statements of a script, which semicolons end; nothing runs before `run`.
+
+        ``CREATE EXTERNAL TABLE name [(columns)] STORED AS PARQUET|CSV LOCATION '…' OPTIONS ('mode' '…', …)`` makes a
+        stream (mode ``bounded``, the default; options ``event_time``, ``watermark_delay``, ``idle_timeout``,
+        ``max_drift``, ``future_limit``, ``bad_event_time``, and those of the format), a table to join streams with
+        (``static``; any format and option of DataFusion) or a sink (``sink``; with its columns, ``PARTITIONED BY``,
+        and options ``emit``, ``roll_rows``, ``roll_interval``, ``compression``, ``existing``). Lengths of time are
+        written as in INTERVAL, ``storage.KEY`` is handed to the filesystem. ``INSERT INTO sink SELECT …`` and ``COPY
+        (SELECT …) TO '…' STORED AS PARQUET`` become parts of this job; the rows of all INSERTs of a script into one
+        sink end in it together. ``CREATE [OR REPLACE] VIEW``, ``DROP TABLE`` and ``DROP VIEW`` are known for the
+        statements after them, and for `sql`. The sink's table names its operators, so it must stay the same when a job
+        is restored.
+
+        Returns the answers, in order: of a SELECT its stream, which has no sink yet, or a table if it reads tables
+        alone; of SHOW TABLES and DESCRIBE a table; of EXPLAIN the operators, as text.
+
+        Raises as `sql` does; a note of the error tells the line of the statement. What was carried out before it stays.
+        """
+        return run_script(self, self._names, script)
 
     # -- running
 
@@ -171,8 +207,8 @@ class StreamContext(Readers):
             {
                 "state": "in memory" if self._state is None else state,
                 "checkpoint every": None if (s := self._settings.checkpoint_interval_s) is None else f"{s:g} s",
-                "sources": ", ".join(self._sources) or None,
-                "streams and tables in SQL": ", ".join([*self._streams, *self._tables]) or None,
+                "sources": ", ".join(self._names.sources) or None,
+                "streams and tables in SQL": ", ".join([*self._names.streams, *self._names.tables]) or None,
             }
         )
         return card(self.name, "StreamContext", named, self.explain().picture)
@@ -182,7 +218,10 @@ class StreamContext(Readers):
         if self._state is None:
             return MemoryStateBackend(udafs=udafs)
         if isinstance(self._state, (str, os.PathLike)):
-            return open_backend(self._state, udafs=udafs)
+            options: dict[str, Any] = {}
+            if self._storage_options is not None:
+                options["storage_options"] = self._storage_options
+            return open_backend(self._state, udafs=udafs, **options)
         return self._state
 
     def _read(self, source: Source, words: tuple[str, ...], options: ReadOptions) -> DataStream:
@@ -195,5 +234,5 @@ class StreamContext(Readers):
         note = "the source was read without event_time="
         stream = DataStream(self, Port(node), schema, event_time=options.get("event_time"), time_note=note)
         if name is not None:
-            self._sources[name] = stream
+            self._names.sources[name] = stream
         return stream

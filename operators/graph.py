@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Protocol, TypeAlias
@@ -210,19 +211,61 @@ class Graph:
         self._ids.add(operator_id)
         return operator_id
 
+    @contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """What is built inside stays if nothing is raised; else its names are free again and its sinks are gone."""
+        ids, sinks = set(self._ids), len(self.sinks)
+        try:
+            yield
+        except BaseException:
+            self._forget_since(ids, sinks)
+            raise
+
+    @contextmanager
+    def undone(self) -> Iterator[None]:
+        """What is built inside is there inside only."""
+        ids, sinks = set(self._ids), len(self.sinks)
+        try:
+            yield
+        finally:
+            self._forget_since(ids, sinks)
+
+    def _forget_since(self, ids: set[str], sinks: int) -> None:
+        self._ids = ids
+        del self.sinks[sinks:]
+
+    def release(self, dropped: Port, kept: Iterable[Port]) -> None:
+        """Free the names of what leads to ``dropped`` alone: neither to a sink nor to what is kept."""
+        used = _leading_to([*self.sinks, *(port.node for port in kept)])
+        for node in _leading_to([dropped.node]):
+            if node not in used and not isinstance(node, StepNode):
+                self._ids.discard(node.operator_id)
+
     def nodes(self) -> list[Node]:
-        """All nodes that lead to a sink, inputs before their consumers."""
-        ordered: dict[int, Node] = {}
+        """All nodes that lead to a sink, inputs before their consumers.
 
-        def visit(node: Node) -> None:
-            if id(node) not in ordered:
-                for port in node.inputs:
-                    visit(port.node)
-                ordered[id(node)] = node
+        Raises `ValueError` if two have one name, of which one was released.
+        """
+        nodes = _leading_to(self.sinks)
+        ids = [node.operator_id for node in nodes if not isinstance(node, StepNode)]
+        if twice := [name for name in ids if ids.count(name) > 1]:
+            raise ValueError(f"two operators are called {twice[0]!r}, which names their state: one was dropped in SQL")
+        return nodes
 
-        for sink in self.sinks:
-            visit(sink)
-        return list(ordered.values())
+
+def _leading_to(ends: Iterable[Node]) -> list[Node]:
+    """The nodes and all before them, inputs before their consumers."""
+    ordered: dict[int, Node] = {}
+
+    def visit(node: Node) -> None:
+        if id(node) not in ordered:
+            for port in node.inputs:
+                visit(port.node)
+            ordered[id(node)] = node
+
+    for end in ends:
+        visit(end)
+    return list(ordered.values())
 
 
 def derived_id(*parts: str, within: str | None = None) -> str:

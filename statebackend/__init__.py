@@ -42,6 +42,7 @@ from statebackend.backend import Checkpoint, Health, JobState, LookupResult, Mat
 from statebackend.branches import clone
 from statebackend.catalog import StateCatalog, open_state
 from statebackend.checkpoint_reader import CheckpointReader, CheckpointTable, open_checkpoint
+from statebackend.cli_options import Redacted, add_storage_option, storage_options
 from statebackend.errors import (
     AtomicCreateError,
     CheckpointGoneError,
@@ -96,6 +97,7 @@ __all__ = [
     "MemoryStateSpace",
     "ObjectMissingError",
     "PreparedPlan",
+    "Redacted",
     "SchemaChanges",
     "SchemaMismatchError",
     "StateBackend",
@@ -117,6 +119,7 @@ __all__ = [
     "TaskState",
     "UnsupportedAggregateError",
     "UnsupportedFormatError",
+    "add_storage_option",
     "backend_names",
     "clone",
     "markup",
@@ -126,6 +129,7 @@ __all__ = [
     "open_state",
     "read_wire",
     "rows_equal",
+    "storage_options",
     "write_wire",
 ]
 

@@ -13,7 +13,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["OPTIONS_HELP", "Redacted", "options_of_others", "positive", "storage_options", "store_parser"]
+__all__ = [
+    "OPTIONS_HELP",
+    "Redacted",
+    "add_storage_option",
+    "options_of_others",
+    "positive",
+    "storage_options",
+    "store_parser",
+]
 
 OPTIONS_HELP = """\
 storage options:
@@ -44,16 +52,21 @@ def store_parser(*, others: bool = False) -> argparse.ArgumentParser:
     """The parent of a command's parser: URL and storage options; ``others``: also those of other stores."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("url", metavar="URL", help="the store: a directory or an fsspec URL")
-    parser.add_argument(
-        "--storage-option", action="append", default=[], type=_option, metavar="KEY=VALUE", dest="storage_option",
-        help="how to reach it (endpoint, credentials), any number of times; see python -m statebackend --help",
-    )  # fmt: skip
+    add_storage_option(parser)
     if others:
         parser.add_argument(
             "--storage-option-of", action="append", default=[], nargs=2, metavar=("URL", "KEY=VALUE"), dest="of_other",
             help="the same for another store that this one reads or that is made from it",
         )  # fmt: skip
     return parser
+
+
+def add_storage_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--storage-option``, which `storage_options` reads and `Redacted` keeps out of messages."""
+    parser.add_argument(
+        "--storage-option", action="append", default=[], type=_option, metavar="KEY=VALUE", dest="storage_option",
+        help="how to reach it (endpoint, credentials), any number of times; see python -m statebackend --help",
+    )  # fmt: skip
 
 
 def storage_options(args: argparse.Namespace) -> dict[str, Any] | None:

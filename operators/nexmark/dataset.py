@@ -97,18 +97,17 @@ def _write_files(
                     return
                 written[number] = until - start
 
-    with ThreadPoolExecutor(settings.threads, thread_name_prefix="nexmark") as pool:
+    pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="nexmark")
+    try:
         pending = {pool.submit(write, number) for number in range(len(written))}
-        try:
-            while pending:
-                done, pending = wait(pending, timeout=_WAIT_S, return_when=FIRST_COMPLETED)
-                for future in done:
-                    future.result()
-                on_progress(sum(written))
-        except BaseException:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-            raise
+        while pending:
+            done, pending = wait(pending, timeout=_WAIT_S, return_when=FIRST_COMPLETED)
+            for future in done:
+                future.result()
+            on_progress(sum(written))
+    finally:  # whatever ends it, also Ctrl-C between two submissions: nobody waits for what is not written yet
+        stop.set()
+        pool.shutdown(cancel_futures=True)
 
 
 def _group(config: NexmarkConfig, kind: Kind, start: int, end: int, stop: threading.Event) -> pa.Table:

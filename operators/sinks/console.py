@@ -12,7 +12,20 @@ from rich.table import Table
 
 from operators.sinks.base import Guarantee, Prepared, SinkContext, conform
 
-__all__ = ["PrintSink"]
+__all__ = ["PrintSink", "rows_shown"]
+
+
+def rows_shown(title: str, batch: pa.RecordBatch, max_rows: int) -> Table:
+    """The first rows of a batch, and how many more there are."""
+    more = batch.num_rows - max_rows
+    table = Table(title=escape(title), caption=f"and {more:,} more rows" if more > 0 else None)
+    for field in batch.schema:
+        numeric = pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
+        table.add_column(escape(field.name), justify="right" if numeric else "left")
+    for row in zip(*(c.slice(0, max_rows).to_pylist() for c in batch.columns), strict=True):
+        # Markup in the data must not style the terminal, nor be swallowed by it.
+        table.add_row(*("" if v is None else escape(str(v)) for v in row))
+    return table
 
 
 class PrintSink:
@@ -45,15 +58,7 @@ class PrintSink:
         batch = conform(self._operator_id, self._schema, batch)
         if batch.num_rows == 0:
             return
-        more = batch.num_rows - self._max_rows
-        table = Table(title=self._operator_id, caption=f"and {more} more rows" if more > 0 else None)
-        for field in batch.schema:
-            numeric = pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
-            table.add_column(field.name, justify="right" if numeric else "left")
-        for row in zip(*(c.slice(0, self._max_rows).to_pylist() for c in batch.columns), strict=True):
-            # Markup in the data must not style the terminal, nor be swallowed by it.
-            table.add_row(*("" if v is None else escape(str(v)) for v in row))
-        self._console.print(table)
+        self._console.print(rows_shown(self._operator_id, batch, self._max_rows))
 
     def prepare(self, checkpoint_id: int, *, final: bool) -> Prepared:  # noqa: ARG002 - nothing to prepare
         """Nothing to commit."""

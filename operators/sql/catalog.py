@@ -9,17 +9,31 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import pyarrow as pa
-from datafusion import Accumulator, AggregateUDF, LogicalPlan, ScalarUDF, SessionContext, SQLOptions, udaf, udf
+from datafusion import (
+    Accumulator,
+    AggregateUDF,
+    LogicalPlan,
+    ScalarUDF,
+    SessionConfig,
+    SessionContext,
+    SQLOptions,
+    udaf,
+    udf,
+)
 
 from operators.changelog import OP
 from operators.errors import SchemaError, UnsupportedQueryError
 from operators.sql.names import BOUND_FUNCTIONS, WINDOW_FUNCTIONS
 from operators.stream import DataStream
 
-__all__ = ["planned", "planning_session"]
+__all__ = ["RELATION", "planned", "planning_session", "require_read"]
+
+RELATION = b"relation"
+"""Key of the metadata of a schema in the session: what it is registered as."""
 
 _TIME = pa.timestamp("us")
 _INTERVAL = pa.month_day_nano_interval()
@@ -60,9 +74,12 @@ def planning_session(
     tables: Mapping[str, pa.Table],
     udfs: Sequence[ScalarUDF],
     udafs: Sequence[AggregateUDF],
+    sinks: Mapping[str, pa.Schema] = MappingProxyType({}),
 ) -> SessionContext:
-    """A session in which the query is planned."""
-    session: SessionContext = SessionContext().with_python_udf_inlining(enabled=False)
+    """A session in which the query is planned. ``sinks``: what INSERT may name, with its columns."""
+    config = SessionConfig().with_information_schema(enabled=True)
+    config = config.set("datafusion.sql_parser.map_string_types_to_utf8view", "false")
+    session: SessionContext = SessionContext(config).with_python_udf_inlining(enabled=False)
     for name, intervals in WINDOW_FUNCTIONS.items():
         session.register_udf(udf(_never, [_TIME, *[_INTERVAL] * intervals], _TIME, "immutable", name))
     for name in BOUND_FUNCTIONS:
@@ -76,6 +93,8 @@ def planning_session(
     for name, stream in streams.items():
         fields = [pa.field(f.name, _TIME) if f.name == stream.event_time else f for f in stream.schema if f.name != OP]
         _register(session, name, pa.schema(fields).empty_table())
+    for name, schema in sinks.items():
+        _register(session, name, schema.empty_table())
     for name, table in tables.items():
         _register(session, name, table)
     return session
@@ -87,8 +106,15 @@ def _require_free(name: str) -> None:
 
 
 def _register(session: SessionContext, name: str, table: pa.Table) -> None:
+    table = table.replace_schema_metadata({RELATION: name})
     batches = table.to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)]
     session.register_record_batches('"' + name.replace('"', '""') + '"', [batches])
+
+
+def require_read(query: str) -> None:
+    """Raise `UnsupportedQueryError` for clauses that DataFusion reads and drops."""
+    if found := _IGNORED.search(_QUOTED.sub(" ", query)):
+        raise UnsupportedQueryError(found[0], "DataFusion reads this clause and does nothing; leave it out")
 
 
 def planned(session: SessionContext, query: str) -> LogicalPlan:
@@ -97,9 +123,7 @@ def planned(session: SessionContext, query: str) -> LogicalPlan:
     Raises `SchemaError` for what DataFusion does not understand or does not find, `UnsupportedQueryError` for
     statements other than queries and for clauses that DataFusion reads and drops.
     """
-    bare = _QUOTED.sub(" ", query)
-    if found := _IGNORED.search(bare):
-        raise UnsupportedQueryError(found[0], "DataFusion reads this clause and does nothing; leave it out")
+    require_read(query)
     options = SQLOptions().with_allow_ddl(False).with_allow_dml(False).with_allow_statements(False)
     try:
         return session.sql_with_options(query, options).logical_plan()

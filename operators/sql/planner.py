@@ -32,7 +32,7 @@ from operators.sql.time_functions import Window, is_window, window_of
 from operators.stateful.window_aggregate import WINDOW_END, WINDOW_START
 from operators.stream import DataStream
 
-__all__ = ["plan_query"]
+__all__ = ["plan_query", "plan_stream"]
 
 _REFUSED = {
     "Sort": ("ORDER BY", "a stream has no last row to sort; keep the first n with row_number() <= n in a subquery"),
@@ -53,8 +53,14 @@ def plan_query(
     query: str, session: SessionContext, streams: Mapping[str, DataStream], tables: Iterable[str], name: str
 ) -> DataStream:
     """The stream of a query's rows; see `StreamContext.sql`."""
+    return plan_stream(planned(session, query), session, streams, tables, name)
+
+
+def plan_stream(
+    plan: LogicalPlan, session: SessionContext, streams: Mapping[str, DataStream], tables: Iterable[str], name: str
+) -> DataStream:
+    """The stream of a plan's rows; ``name`` begins the ids of its operators."""
     planner = _Planner(session, streams, frozenset(tables), OperatorNames(name))
-    plan = planned(session, query)
     try:
         return planner.result(plan)
     except (ValueError, TypeError) as error:  # of a verb: wrong durations, and the like
@@ -124,6 +130,10 @@ class _Planner:
         name = node.table_name()
         if name in self._tables:
             return Lookup(rows=self._session.table(_quoted(name)).to_arrow_table(), alias=name)
+        if name not in self._streams:
+            raise UnsupportedQueryError(
+                f"rows of {name}", "a sink is only written to; read what it wrote through a table of its own"
+            )
         stream = self._streams[name]
         columns = [c for c in stream.schema.names if c != OP]
         return Relation(stream=stream, fields=tuple(Field(relation=name, name=c, column=c) for c in columns))

@@ -11,33 +11,40 @@ from datafusion.expr import TableScan
 from operators.errors import SchemaError, UnsupportedQueryError
 from operators.sql.expressions import CHANGING
 
-__all__ = ["reads_tables_only", "rows_of"]
+__all__ = ["SYSTEM_TABLES", "reads_tables_only", "rows_of", "scanned"]
+
+SYSTEM_TABLES = frozenset({"information_schema.tables", "information_schema.columns"})
+"""What SHOW TABLES and SHOW COLUMNS read."""
 
 
-def reads_tables_only(plan: LogicalPlan, tables: AbstractSet[str]) -> bool:
-    """Whether a plan reads these tables and no stream; no if an expression holds a subquery, which is not seen."""
+def reads_tables_only(plan: LogicalPlan, tables: AbstractSet[str], *, constants: bool = False) -> bool:
+    """Whether a plan reads these tables and no stream; no if an expression holds a subquery, which is not seen.
+
+    ``constants``: what is said of a plan that reads nothing at all.
+    """
     if "(<subquery>)" in plan.display_indent():
         return False
-    names = _scanned(plan)
-    return bool(names) and names <= tables
+    names = scanned(plan)
+    return names <= tables if names else constants
 
 
-def _scanned(plan: LogicalPlan) -> set[str]:
-    """The names of everything that is read below a node."""
+def scanned(plan: LogicalPlan) -> set[str]:
+    """The names of everything that is read below a node, those in a schema with it."""
     variant = plan.to_variant()
     if isinstance(variant, TableScan):
-        return {variant.table_name()}
-    return {name for child in plan.inputs() for name in _scanned(child)}
+        return {".".join(part for part in variant.fqn() if part is not None)}
+    return {name for child in plan.inputs() for name in scanned(child)}
 
 
-def rows_of(session: SessionContext, plan: LogicalPlan, alias: str) -> pa.Table:
-    """The rows of a plan over tables, the same ones whenever the job is built."""
+def rows_of(session: SessionContext, plan: LogicalPlan, alias: str | None) -> pa.Table:
+    """The rows of a plan over tables, the same ones whenever the job is built; ``alias`` is None if that is now."""
     text = plan.display_indent()
-    if changing := sorted(name for name in CHANGING if f"{name}()" in text):
+    if alias is not None and (changing := sorted(name for name in CHANGING if f"{name}()" in text)):
         raise UnsupportedQueryError(
             f"{changing[0]}() in the subquery {alias}", "its rows would be other ones after a restart; leave it out"
         )
     try:
         return session.create_dataframe_from_logical_plan(plan).to_arrow_table()
     except Exception as error:  # the binding raises bare exceptions
-        raise SchemaError(f"sql: the subquery {alias}: {str(error)[:300]}") from error
+        what = "sql" if alias is None else f"sql: the subquery {alias}"
+        raise SchemaError(f"{what}: {str(error).removeprefix('DataFusion error: ')[:300]}") from error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+from dataclasses import dataclass
+from functools import cache
 
 import pytest
 
@@ -13,22 +15,33 @@ SEEDS = 200
 CHUNK = 20
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What remains of a schedule."""
+
+    problem: str | None
+    tail: str
+    counts: dict[str, int]
+
+
+@cache  # two tests look at the same schedules
+def outcome(seed: int, *, compactors: bool = False) -> Outcome:
+    result = simulate(seed, Profile.of_compactors(random.Random(seed)) if compactors else None)
+    return Outcome(result.problem, "\n".join(result.trace[-40:]), result.counts)
+
+
 @pytest.mark.parametrize("first", [*range(0, SEEDS, CHUNK), *range(FIRST_SHARED, FIRST_SHARED + SEEDS // 4, CHUNK)])
 def test_every_property_holds_in_every_schedule(first: int) -> None:
     for seed in range(first, first + CHUNK):
-        result = simulate(seed)
-        assert result.problem is None, f"replay: python -m tests.simulation --seed {seed}\n{_tail(result.trace)}"
-
-
-def beside_compactors(seed: int) -> Profile:
-    return Profile.of_compactors(random.Random(seed))
+        result = outcome(seed)
+        assert result.problem is None, f"replay: python -m tests.simulation --seed {seed}\n{result.tail}"
 
 
 @pytest.mark.parametrize("first", range(0, 40, CHUNK))
 def test_every_property_holds_beside_compactors_that_come_and_go(first: int) -> None:
     for seed in range(first, first + CHUNK):
-        result = simulate(seed, beside_compactors(seed))
-        assert result.problem is None, f"seed {seed}: {result.problem}\n{_tail(result.trace)}"
+        result = outcome(seed, compactors=True)
+        assert result.problem is None, f"seed {seed}: {result.problem}\n{result.tail}"
 
 
 def test_the_same_seed_gives_the_same_schedule_and_the_same_bytes() -> None:
@@ -42,8 +55,8 @@ def test_schedules_meet_what_they_are_for() -> None:
     """Conflicts, fences, unknown outcomes, merges, collections, rollbacks and stalled writers all happen."""
     counts: dict[str, int] = {}
     schedules = [
-        *map(simulate, (*range(40), *range(FIRST_SHARED, FIRST_SHARED + 10))),
-        *(simulate(seed, beside_compactors(seed)) for seed in range(40)),
+        *map(outcome, (*range(40), *range(FIRST_SHARED, FIRST_SHARED + 10))),
+        *(outcome(seed, compactors=True) for seed in range(40)),
     ]
     for schedule in schedules:
         for what, count in schedule.counts.items():
@@ -58,7 +71,3 @@ def test_many_more_schedules() -> None:
     first, seeds = 10_000, int(os.environ.get("SEEDS", "20000"))
     failed = {seed: p for seed in range(first, first + seeds) if (p := simulate(seed).problem) is not None}
     assert not failed, f"replay: python -m tests.simulation --seed {next(iter(failed))}\n{failed}"
-
-
-def _tail(trace: tuple[str, ...]) -> str:
-    return "\n".join(trace[-40:])

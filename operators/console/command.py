@@ -1,0 +1,108 @@
+"""``python -m operators sql``: the command line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from operators.console.running import SqlSettings, run_sql
+from operators.errors import BadInputError
+from operators.exit_codes import ExitCode
+from statebackend import add_storage_option, storage_options
+
+__all__ = ["add_sql"]
+
+_EPILOG = """\
+example:
+  CREATE EXTERNAL TABLE bid STORED AS PARQUET LOCATION 'events/bid'
+    OPTIONS ('event_time' 'dateTime', 'watermark_delay' '4 seconds');
+  CREATE EXTERNAL TABLE busy (w TIMESTAMP(3), bidder BIGINT, bids BIGINT) STORED AS PARQUET LOCATION 'out/busy'
+    OPTIONS ('mode' 'sink');
+  INSERT INTO busy SELECT tumble("dateTime", INTERVAL '10 seconds'), bidder, count(*) FROM bid GROUP BY 1, 2;
+
+  $ python -m operators nexmark generate --events 1000000 --output events
+  $ python -m operators sql busy.sql --state state/busy     # kill it and run it again: it goes on
+
+statements:
+  CREATE EXTERNAL TABLE [(columns)] STORED AS … LOCATION '…' OPTIONS ('mode' '…', …), CREATE VIEW, DROP,
+  INSERT INTO, COPY (SELECT …) TO '…' STORED AS PARQUET, SELECT, EXPLAIN, SHOW TABLES, DESCRIBE.
+  Mode bounded (the default) is a stream of the files that are there, static a table to join streams with, sink what
+  INSERT INTO writes to. The rows of a SELECT are printed. All INSERTs and SELECTs of a script are one job.
+
+exit codes: 0 done, 1 failed, 2 wrong usage, 3 fenced by another process, 130 interrupted (the state is kept)
+"""
+
+
+def add_sql(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command; it sets ``run``, a function of the arguments to an `ExitCode`."""
+    sql = commands.add_parser(
+        "sql",
+        help="run a script of streaming SQL as one job, or a shell",
+        description="Run a script of streaming SQL as one job. Without FILE: a shell, in which every statement is a "
+        "job of its own, or the script on standard input if that is no terminal. Progress goes to standard error.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sql.add_argument("file", nargs="?", metavar="FILE", help="the script, UTF-8; - is standard input")
+    sql.add_argument(
+        "--state",
+        metavar="URL",
+        help="where the state lives: a directory or fsspec URL (default: in memory); in the shell each sink has its "
+        "own below it",
+    )
+    add_storage_option(sql)
+    sql.add_argument(
+        "--checkpoint-interval", type=_seconds, default=1.0, metavar="S", help="seconds between checkpoints (default 1)"
+    )
+    sql.add_argument(
+        "--rows", type=_positive, default=20, metavar="N", help="rows to show of each batch of a SELECT (default 20)"
+    )
+    sql.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> ExitCode:
+    try:
+        options = storage_options(args)
+    except ValueError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return ExitCode.USAGE
+    settings = SqlSettings(
+        state=args.state,
+        storage_options=options,
+        checkpoint_interval_s=args.checkpoint_interval,
+        rows=args.rows,
+    )
+    if args.file is None and sys.stdin.isatty():
+        return _shell(settings)
+    return run_sql(_script(args.file), settings)
+
+
+def _shell(settings: SqlSettings) -> ExitCode:
+    try:
+        from operators.console.shell import run_shell  # its library is an extra
+    except ModuleNotFoundError as error:
+        needed = f"the shell needs {error.name}: pip install 'datafusion-statebackend[sql]'"
+        sys.stderr.write(f"error: {needed}; a script does without: give its FILE\n")
+        return ExitCode.USAGE
+    return run_shell(settings)
+
+
+def _script(file: str | None) -> str:
+    try:
+        return sys.stdin.read() if file in (None, "-") else Path(file).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise BadInputError(f"{file or 'standard input'}: not UTF-8: {error}") from error
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a number of at least 1, not {text}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a positive number of seconds, not {text}")
+    return number

@@ -1,0 +1,67 @@
+"""Runs scripts of SQL as jobs, and shows what they answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+from rich.console import Console
+
+from operators.console.screen import figures, output_console, progress_shown, show_table
+from operators.context import StreamContext
+from operators.exit_codes import ExitCode
+from operators.report import JobOutcome
+from operators.sql.script import Answer
+
+__all__ = ["SqlSettings", "run_answers", "run_sql"]
+
+_JOB = "sql"
+"""The name of every job: a script that is moved finds its state again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SqlSettings:
+    """What the user may choose; see the help of the command. ``state``: None to keep it in memory."""
+
+    state: str | None = None
+    storage_options: Mapping[str, Any] | None = None
+    checkpoint_interval_s: float = 1.0
+    rows: int = 20
+
+    def context(self, state: str | None) -> StreamContext:
+        """A job to be built, with its state here."""
+        return StreamContext(
+            _JOB, state=state, checkpoint_interval=self.checkpoint_interval_s, storage_options=self.storage_options
+        )
+
+
+def run_sql(script: str, settings: SqlSettings) -> ExitCode:
+    """Run a script as one job, to the end of its inputs or until it is interrupted."""
+    context = settings.context(settings.state)
+    return run_answers(context, context.execute(script), settings)
+
+
+def run_answers(context: StreamContext, answers: Sequence[Answer], settings: SqlSettings) -> ExitCode:
+    """Show the answers that are there, and run the job that gives the others, if there is one."""
+    output, console = output_console(), Console(stderr=True, highlight=False)
+    if settings.state is None and context.graph.sinks:
+        console.print("the state is in memory, and lost with this process; --state URL keeps it", soft_wrap=True)
+    for number, answer in enumerate(answers, 1):
+        if isinstance(answer, str):
+            output.print(answer, markup=False, soft_wrap=True)
+        elif isinstance(answer, pa.Table):
+            show_table(output, f"answer {number}", answer, settings.rows)
+        else:
+            answer.print(name=f"rows-{number}", max_rows=settings.rows, console=output)
+    if not context.graph.sinks:
+        return ExitCode.DONE
+    with progress_shown(console) as on_progress:
+        result = context.run(on_progress)
+    console.print(figures(result), soft_wrap=True)
+    if result.outcome is JobOutcome.FINISHED:
+        return ExitCode.DONE
+    kept = "" if settings.state is None else "; the same command goes on from there"
+    console.print(f"stopped{kept}", soft_wrap=True)
+    return ExitCode.INTERRUPTED
