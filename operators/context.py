@@ -23,7 +23,7 @@ from operators.sql.catalog import planning_session
 from operators.sql.planner import plan_query
 from operators.sql.script import Answer, Names, run_script
 from operators.stream import DataStream
-from statebackend import MemoryStateBackend, StateBackend, open_backend
+from statebackend import MemoryStateBackend, StateBackend, StoreSettings, open_backend
 from statebackend.markup import card, facts
 
 __all__ = ["StreamContext"]
@@ -36,6 +36,7 @@ class StreamContext(Readers):
         name: of the job; part of its identity in the state directory.
         state: URL or path of the state store, a `StateBackend` (which stays open), or None to keep the
             state in memory.
+        settings: of the state store at that URL, such as how many checkpoints it keeps.
         checkpoint_interval: seconds or a timedelta between checkpoints; None: on demand and at the end.
         checkpoint_trigger: asked between batches, on the job's thread; where it is true a checkpoint is taken
             right there, besides the interval, and the job waits until the one before is committed.
@@ -54,6 +55,7 @@ class StreamContext(Readers):
         name: str = "job",
         *,
         state: str | os.PathLike[str] | StateBackend | None = None,
+        settings: StoreSettings | None = None,
         checkpoint_interval: float | timedelta | None = 1.0,
         checkpoint_trigger: Trigger | None = None,
         tolerable_checkpoint_failures: int = 3,
@@ -65,6 +67,8 @@ class StreamContext(Readers):
         hook: Hook | None = None,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
+        if settings is not None and not isinstance(state, (str, os.PathLike)):
+            raise ValueError("settings are of the store that is opened at state=URL; an open one has its own")
         interval = checkpoint_interval
         if isinstance(interval, timedelta):
             interval = interval.total_seconds()
@@ -73,6 +77,7 @@ class StreamContext(Readers):
         self.udafs = tuple(udafs)
         self._names = Names()
         self._state = state
+        self._store_settings = settings
         self._storage_options = storage_options
         threads = {} if worker_threads is None else {"worker_threads": worker_threads}
         self._settings = JobSettings(
@@ -218,7 +223,7 @@ class StreamContext(Readers):
         if self._state is None:
             return MemoryStateBackend(udafs=udafs)
         if isinstance(self._state, (str, os.PathLike)):
-            options: dict[str, Any] = {}
+            options: dict[str, Any] = {"settings": self._store_settings}
             if self._storage_options is not None:
                 options["storage_options"] = self._storage_options
             return open_backend(self._state, udafs=udafs, **options)

@@ -77,11 +77,11 @@ def manifest(of: Manifest) -> Markup:
     )
 
 
-def metrics(of: StoreMetrics, *, closed: bool = False) -> Markup:
-    """An open store: what it has written, holds, and does in the background."""
+def metrics(of: StoreMetrics, url: str | None = None, *, closed: bool = False) -> Markup:
+    """An open store: what it has written, holds, and does in the background. ``url``: as the user wrote it."""
     made = of.checkpoint_created_ms
     return card(
-        of.url,
+        url or of.url,
         "StateStore, closed" if closed else "StateStore",
         facts(
             {

@@ -284,7 +284,7 @@ class StateStore:
 
     def _repr_html_(self) -> str:
         with self.lock:
-            return display.metrics(self.metrics(), closed=self._closed)
+            return display.metrics(self.metrics(), self.url, closed=self._closed)
 
     def check_usable(self) -> None:
         """Raise the error that ended the store, if one did."""

@@ -36,8 +36,10 @@ from statebackend import (
     MemoryStateBackend,
     MemoryStateSpace,
     StorageUnavailableError,
+    StoreSettings,
     open_backend,
 )
+from statebackend.inspect import read_store
 from tests.support.streams import Ledger, LedgerSink, as_multiset, cut, events, one_shot
 
 LENGTH, SLIDE = 1000, 400
@@ -405,6 +407,17 @@ def test_a_source_that_dies_at_random_places_changes_no_output(seed: int, state:
         backend.close()
     assert any(restored)
     assert as_multiset(ledger.table()) == expected_rows(table)
+
+
+def test_the_settings_of_a_job_are_those_of_its_store(tmp_path: Path) -> None:
+    settings = StoreSettings(retained_checkpoints=2)
+    context = StreamContext(state=tmp_path / "state", settings=settings, checkpoint_trigger=lambda: True)
+    context.from_batches([events(seed, 3) for seed in range(5)]).sink(MemorySink())
+    context.run()
+    assert len(read_store(str(tmp_path / "state")).latest.retained) == 2
+    for state in (None, MemoryStateBackend()):
+        with pytest.raises(ValueError, match="settings are of the store that is opened at state=URL"):
+            StreamContext(state=state, settings=settings)
 
 
 def test_a_stopped_job_goes_on_where_it_stopped() -> None:
