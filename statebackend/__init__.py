@@ -11,7 +11,7 @@ General layout, from the ground up (each module imports only from those above it
     prepared  plan_surgery  aggregate_*   DataFusion: partial, reduce and final plans of one aggregation,
     state_layout  accumulators            and their face
     schema_history                        how the columns of a table change
-    merge  bloom  sstable_index  sstable  pieces of tables in memory and in files, filters,
+    merge  ranges  bloom  sstable_index  sstable  pieces of tables in memory and in files, filters,
     probe                                 vectorised lookups
     memtable  cache  table_view           and everything of one table at one moment
     scalar_hash  points                   lookups of a few keys

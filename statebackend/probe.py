@@ -6,7 +6,7 @@ so that bisecting touches a piece in order, which is several times faster.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -95,8 +95,12 @@ class Found:
 
 def find(layout: TableLayout, parts: Iterable[tuple[SortedRows, Positions]], probes: Probes) -> Found:
     """In every part, the rows of the given probes (ascending); a probe is in one part at most."""
-    parts = list(parts)
-    found = _gather(layout, [(rows, at, _locate(layout, rows, probes, at)) for rows, at in parts])
+    parts = [(rows, at) for rows, at in parts if rows.num_rows]
+    if len(probes.columns) == 1 and layout.spec.order is not TableOrder.KEY:
+        located = _locate_by_hash(parts, probes)
+    else:
+        located = _hits((rows, at, _locate(layout, rows, probes, at)) for rows, at in parts)
+    found = _gather(layout, located)
     if not len(found.at) or layout.spec.order is TableOrder.KEY:
         return found
     asked = pa.array(found.at)
@@ -104,7 +108,7 @@ def find(layout: TableLayout, parts: Iterable[tuple[SortedRows, Positions]], pro
     if same.all():
         return found
     # Other keys agree in every order column: go on from the candidates, row by row.
-    return _gather(layout, [(rows, at, _locate_among_collisions(layout, rows, probes, at)) for rows, at in parts])
+    return _gather(layout, _hits((rows, at, _locate_among_collisions(layout, rows, probes, at)) for rows, at in parts))
 
 
 def locate(layout: TableLayout, rows: SortedRows, probes: Probes) -> Positions:
@@ -166,21 +170,49 @@ def match_rows(layout: TableLayout, rows: pa.RecordBatch, probes: pa.RecordBatch
     return (positions, asked) if same.all() else (positions[same], asked[same])
 
 
+def _locate_by_hash(
+    parts: Sequence[tuple[SortedRows, Positions]], probes: Probes
+) -> list[tuple[SortedRows, Positions, Positions]]:
+    """For the probes of every part that have an equal hash there: which they are and their first such row.
+
+    A batch of keys meets hundreds of blocks, with a few keys in each: what can be done for all at once is.
+    """
+    if not parts:
+        return []
+    wanted = probes.columns[0]
+    places, met = [], []
+    for rows, at in parts:
+        column = rows.columns[0]
+        place = column.searchsorted(wanted[at])
+        np.minimum(place, len(column) - 1, out=place)
+        places.append(place)
+        met.append(column[place])
+    asked = np.concatenate([at for _, at in parts])
+    hit = np.concatenate(met) == wanted[asked]
+    if hit.all():
+        return [(rows, at, place) for (rows, at), place in zip(parts, places, strict=True)]
+    hits = np.split(hit, np.cumsum([len(at) for _, at in parts])[:-1])
+    return [(rows, at[h], place[h]) for (rows, at), place, h in zip(parts, places, hits, strict=True)]
+
+
+def _hits(
+    parts: Iterable[tuple[SortedRows, Positions, Positions]],
+) -> list[tuple[SortedRows, Positions, Positions]]:
+    """Without the probes whose row is -1."""
+    return [(rows, at[found >= 0], found[found >= 0]) for rows, at, found in parts]
+
+
 def _gather(layout: TableLayout, parts: Iterable[tuple[SortedRows, Positions, Positions]]) -> Found:
-    payloads: list[pa.RecordBatch] = []
-    asked: list[Positions] = []
-    dead: list[Bools] = []
-    for rows, at, found in parts:
-        hit = found >= 0
-        if not hit.all():
-            at, found = at[hit], found[hit]
-        if len(at):
-            payloads.append(rows.payload.take(pa.array(found)))
-            asked.append(at)
-            dead.append(np.zeros(len(at), dtype=np.bool_) if rows.dead is None else rows.dead[found])
-    if not asked:
+    """The rows of every part that answer its probes."""
+    parts = [part for part in parts if len(part[1])]
+    if not parts:
         return Found(concat([], layout.answer), np.empty(0, dtype=np.intp), np.empty(0, dtype=np.bool_))
-    return Found(concat(payloads, layout.answer), np.concatenate(asked), np.concatenate(dead))
+    payload = concat([rows.payload.take(pa.array(found)) for rows, _, found in parts], layout.answer)
+    asked = np.concatenate([at for _, at, _ in parts])
+    if all(rows.dead is None for rows, _, _ in parts):
+        return Found(payload, asked, np.zeros(len(asked), dtype=np.bool_))
+    dead = [np.zeros(len(at), dtype=np.bool_) if rows.dead is None else rows.dead[found] for rows, at, found in parts]
+    return Found(payload, asked, np.concatenate(dead))
 
 
 def _locate(layout: TableLayout, rows: SortedRows, probes: Probes, at: Positions) -> Positions:

@@ -20,6 +20,7 @@ from statebackend.memtable import FrozenMemTable
 from statebackend.merge import HashRange, TableLayout, key_prefixes
 from statebackend.points import KEYS_MAX, Key, NotInMemoryError, PointLookup
 from statebackend.probe import Row
+from statebackend.ranges import live_rows
 from statebackend.sstable import SSTableMeta
 from statebackend.sstable_index import SSTableIndex
 from statebackend.sweep import Sweep
@@ -59,11 +60,16 @@ class LsmTable(BufferedTable):
             start, end = view.alive(time_range)
             files = [f for f in view.files if f.overlaps(start, end, hash_range)]
             blocks = view.blocks(files, lambda _, index: index.overlapping(start, end, hash_range))
+        layout = self.layout
         batches = [b.batch for b in blocks]
-        batches += [p.to_stored(self.layout) if merged else p.batch for p in view.pieces]
-        batches = [self.layout.within(self.layout.alive(b, start, end), hash_range) for b in batches]
-        if merged:
-            batches = [self.layout.merge(batches, watermark=view.watermark, drop_tombstones=True)]
+        pieces = [p.to_stored(layout) if merged else p.batch for p in view.pieces]
+        if merged and self.spec.kind is not TableKind.AGGREGATE and pieces:
+            pieces = [layout.merge(pieces)]  # sorted, as blocks are
+        batches = [layout.within(layout.alive(b, start, end), hash_range) for b in (*batches, *pieces)]
+        if merged and self.spec.kind is TableKind.AGGREGATE:
+            batches = [layout.merge(batches, watermark=view.watermark, drop_tombstones=True)]
+        elif merged:
+            batches = live_rows(layout, batches, view.watermark)
         return [self.layout.to_user(b, columns) for b in batches if b.num_rows]
 
     def matches(self, keys: pa.RecordBatch, time_range: tuple[int | None, int | None] = (None, None)) -> Matches:
