@@ -22,7 +22,7 @@ Invariants:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -112,6 +112,11 @@ class StateMerger:
     def regrouped(self, keys: pa.Schema) -> StateMerger:
         """The same aggregates under other group columns; the state columns keep their names."""
         return StateMerger(replace(self._declaration, keys=keys), self._udafs)
+
+    def declared(self, keys: pa.Schema, results: Collection[str]) -> Mapping[str, Any]:
+        """The declaration of the same states under other group columns, with some of the results."""
+        outputs = tuple(output for output in self._declaration.outputs if output.name in results)
+        return replace(self._declaration, keys=keys, outputs=outputs).encode()
 
     def reduce(self, states: Sequence[pa.RecordBatch]) -> list[pa.RecordBatch]:
         """Merge states in their order: ``state_schema`` in and out, one row per key.

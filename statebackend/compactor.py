@@ -53,6 +53,7 @@ from statebackend.manifest_store import Clock
 from statebackend.merge import TableLayout
 from statebackend.progress import TaskProgress
 from statebackend.settings import StoreSettings
+from statebackend.tables import TableKind
 
 if TYPE_CHECKING:
     from datafusion.user_defined import AggregateUDF
@@ -137,7 +138,7 @@ class CompactionLayouts:
 
     def _build(self, state: TableState) -> TableLayout:
         unmerged = TableLayout.for_reading(state.spec, self._hasher, state.history)
-        if state.spec.aggregation is None:
+        if state.spec.kind is not TableKind.AGGREGATE:
             return unmerged
         try:
             layout = TableLayout.of(state.spec, self._hasher, self._udafs, state.history)

@@ -49,7 +49,7 @@ class Piece:
 
     def to_stored(self, layout: TableLayout) -> pa.RecordBatch:
         """The stored form; partial states go without a hash, since merging makes new rows."""
-        if layout.merger is not None:
+        if layout.reduces:
             return self.batch
         if self.stored is None:
             self.stored = layout.to_stored(self.batch, tombstone=self.tombstone)

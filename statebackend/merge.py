@@ -129,8 +129,13 @@ class TableLayout:
 
     @property
     def fingerprint(self) -> str | None:
-        """What the states of an aggregate table look like; None for the other kinds."""
+        """What the states of a table look like; None where rows are no states."""
         return None if self.merger is None else self.merger.fingerprint
+
+    @property
+    def reduces(self) -> bool:
+        """Whether rows of one key are partial states that are merged into one."""
+        return self.merger is not None and self.spec.kind is TableKind.AGGREGATE
 
     @property
     def partition_key(self) -> list[str]:
@@ -256,7 +261,8 @@ class TableLayout:
         Pieces of an aggregate table need not have their hash yet: merging makes new rows.
         """
         batches = [b for b in (self.alive(p, watermark, None) for p in pieces) if b.num_rows]
-        if self.merger is not None and batches:
+        if self.reduces and batches:
+            assert self.merger is not None
             states = self.merger.reduce([b.select(self.spec.schema.names) for b in batches])
             batches = [self.to_stored(canonicalise(b, self.spec.key)) for b in states]
         batch = concat(batches, self.stored)

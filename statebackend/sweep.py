@@ -28,7 +28,7 @@ from pyarrow.fs import LocalFileSystem
 from statebackend.compaction import KeyRange, plan_ranges
 from statebackend.sstable_index import SSTableIndex
 from statebackend.table_view import TableView
-from statebackend.tables import TableSpec
+from statebackend.tables import TableKind, TableSpec
 
 __all__ = ["SWEEP_BYTES", "Selection", "Sweep", "may_match"]
 
@@ -73,7 +73,7 @@ class Sweep:
             yield from self.rows_of(keys, self.selection(keys))
 
     def states(self) -> Iterator[pa.RecordBatch]:
-        """Live partial states as they were written: a key may be there several times."""
+        """Live rows without finalising them; partial states as they were written: a key may be there several times."""
         for keys in self.ranges():
             yield from self._states_of(keys, self.selection(keys))
 
@@ -95,17 +95,18 @@ class Sweep:
 
     def rows_of(self, keys: KeyRange, selection: Selection) -> list[pa.RecordBatch]:
         """Live rows of one range; see `rows`."""
-        layout = self.view.layout
-        if (merger := layout.merger) is not None:
-            states = self._states_of(keys, selection)
-            # Inline where it can be: DataFusion may be waiting for these very rows (see ``relation.py``).
-            results = merger.final_inline(states) if merger.simple else merger.final(states)
-            return [batch for batch in results if batch.num_rows]
-        merged = layout.merge(self._pieces(keys, selection), watermark=self.view.watermark, drop_tombstones=True)
-        return [layout.to_user(merged, None)] if merged.num_rows else []
+        states = self._states_of(keys, selection)
+        if (merger := self.view.layout.merger) is None:
+            return states
+        # Inline where it can be: DataFusion may be waiting for these very rows (see ``relation.py``).
+        results = merger.final_inline(states) if merger.simple else merger.final(states)
+        return [batch for batch in results if batch.num_rows]
 
     def _states_of(self, keys: KeyRange, selection: Selection) -> list[pa.RecordBatch]:
         layout = self.view.layout
+        if layout.spec.kind is not TableKind.AGGREGATE:
+            merged = layout.merge(self._pieces(keys, selection), watermark=self.view.watermark, drop_tombstones=True)
+            return [layout.to_user(merged, None)] if merged.num_rows else []
         alive = (layout.alive(p, self.view.watermark, None) for p in self._pieces(keys, selection))
         return [layout.to_user(batch, None) for batch in alive if batch.num_rows]
 

@@ -131,7 +131,7 @@ class LsmTable(BufferedTable):
                 return self._answer_rows(rows)
         probes = self._hashed(keys, self.spec.key)
         with self._view(ordered=True) as view:
-            if self.layout.merger is None:
+            if not self.layout.reduces:
                 return self._answer(*view.newest(probes))
             times = self.layout.times(probes)
             span = (None, None) if times is None or not len(times) else (int(times.min()), int(times.max()) + 1)

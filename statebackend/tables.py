@@ -78,8 +78,9 @@ class TableSpec:
     (int64 or timestamp) by which rows expire; it is required for ``TableOrder.TIME``. ``ttl_field``
     names a column outside of the key (int64 or timestamp, never null) by which rows expire instead: the
     time of a row's end for ``expire(now)``, or of its last change for ``expire(now - ttl)``.
-    ``aggregation`` is the declaration of an `Aggregation` (see ``accumulators.py``), for aggregate
-    tables only. ``changes`` tells how the table came to have these columns; it is no part of the table.
+    ``aggregation`` is the declaration of an `Aggregation` (see ``accumulators.py``). Rows of an aggregate table are
+    partial states of it, which are merged; those of an upsert table, where it is given, whole states, so that readers
+    can be shown results. ``changes`` tells how the table came to have these columns; it is no part of the table.
     """
 
     name: str
@@ -112,8 +113,10 @@ class TableSpec:
                 raise ValueError(
                     f"table {self.name!r}: order 'key' needs kind 'upsert', one binary or string key and no time_field"
                 )
-        if (self.kind is TableKind.AGGREGATE) != (self.aggregation is not None):
-            raise ValueError(f"table {self.name!r}: an aggregation is declared for kind 'aggregate', and only there")
+        if self.kind is TableKind.AGGREGATE and self.aggregation is None:
+            raise ValueError(f"table {self.name!r}: kind 'aggregate' needs the declaration of an aggregation")
+        if self.kind is TableKind.APPEND and self.aggregation is not None:
+            raise ValueError(f"table {self.name!r}: rows of kind 'append' are no states of an aggregation")
         if self.changes is not None:
             if both := [n for n in self.changes.dropped if n in names]:
                 raise ValueError(f"table {self.name!r}: columns {both} are dropped and declared")

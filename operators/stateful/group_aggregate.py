@@ -274,6 +274,7 @@ class GroupAggregate(_Grouping):
                 key=tuple(self._groups.names),
                 kind=TableKind.UPSERT,
                 ttl_field=None if spec.ttl_ms is None else NEWEST_STATE,
+                aggregation=merger.declared(self._groups, spec.plain_schema.names),
             )
         )
         self._by_number: StateMerger = merger.regrouped(pa.schema([(_NUMBER, pa.int64())]))

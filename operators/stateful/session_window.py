@@ -367,6 +367,7 @@ def _tables(node: SessionNode, context: BuildContext) -> tuple[StateTable, State
         key=tuple(keys.names),
         kind=TableKind.UPSERT,
         time_field=WINDOW_START,
+        aggregation=node.aggregation.declaration,
     )
     timers = TableSpec(
         name=f"{node.operator_id}:timers",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from statebackend import (
 from statebackend import format as envelope
 from statebackend.cache import BlockReader
 from statebackend.cli import main
+from statebackend.compaction_tool import compact
 from statebackend.maintenance import create_savepoint
 from statebackend.sweep import SWEEP_BYTES
 from tests.support.stores import job
@@ -550,3 +552,61 @@ def test_the_command_line_says_in_one_line_what_is_wrong(url: str, capsys: pytes
         assert out.err.strip()
         assert "Traceback" not in out.err
     assert main(["sql", f"{url}-nope", "SELECT 1", "--no-pin"]) == 1
+
+
+def test_groups_and_sessions_are_shown_with_their_results(tmp_path: Path) -> None:
+    start = datetime(2024, 1, 1, tzinfo=UTC)
+    rows = [{"window": start + timedelta(seconds=20 * i), "key": "ab"[i % 2], "value": float(i)} for i in range(10)]
+    batch = pa.RecordBatch.from_pylist(rows, ROWS)
+    functions = [f.avg(col("value")).alias("mean"), f.median(col("value")).alias("middle")]
+    ctx = StreamContext(state=str(tmp_path / "state"))
+    stream = ctx.from_batches([batch.slice(0, 6), batch.slice(6)], event_time="window", max_disorder=3_600_000)
+    stream.aggregate("key", functions, name="totals").sink(MemorySink())
+    stream.aggregate("key", functions, ttl=timedelta(days=1), name="recent").sink(MemorySink())
+    stream.aggregate([], functions[:1], name="all").sink(MemorySink())
+    counts = stream.aggregate("key", f.count(lit(1)).alias("n"), name="counts")
+    counts.aggregate("n", f.count(lit(1)).alias("keys"), name="of_counts").sink(MemorySink())
+    stream.session_window(["key"], functions, 30_000, name="sessions").sink(MemorySink())
+    job = ctx.job(lambda progress: job.stop())  # after the first batch: its groups and sessions are all there
+    job.run()
+    expected = [{"key": "a", "mean": 2.0, "middle": 2.0}, {"key": "b", "mean": 3.0, "middle": 3.0}]
+    with statebackend.open_state(tmp_path / "state") as catalog:
+        for table in ("totals:groups", "recent:groups"):
+            assert pylist(catalog, f'SELECT * FROM state."{table}" ORDER BY "key"') == expected
+        assert pylist(catalog, 'SELECT mean FROM state."all:groups"') == [{"mean": 2.5}]
+        assert pylist(catalog, 'SELECT * FROM state."of_counts:groups"') == [{"n": 3, "keys": 2}]
+        sessions = pylist(catalog, 'SELECT "key", mean, middle FROM state."sessions:sessions" ORDER BY mean')
+        assert sessions == [{"key": "ab"[i % 2], "mean": float(i), "middle": float(i)} for i in range(6)]
+        raw = catalog.query('SELECT * FROM raw."totals:groups"').read_all()
+        assert raw.num_rows == 2
+        assert "mean" not in raw.schema.names
+        assert pylist(catalog, "SELECT * FROM state_diff('totals:groups', 1, 1)") == []
+
+
+def test_only_states_can_be_shown_as_results() -> None:
+    of = aggregation(f.count(lit(1)).alias("n"))
+    whole = states(of)
+    with pytest.raises(ValueError, match="rows of kind 'append' are no states of an aggregation"):
+        replace(whole, kind=TableKind.APPEND)
+    with pytest.raises(ValueError, match="kind 'aggregate' needs the declaration of an aggregation"):
+        replace(whole, aggregation=None)
+
+
+def test_whole_states_are_replaced_and_not_merged(tmp_path: Path) -> None:
+    of = aggregation(f.count(lit(1)).alias("n"))
+    whole = replace(states(of), kind=TableKind.UPSERT)
+    row = pa.record_batch([[datetime(2024, 1, 1, tzinfo=UTC)], ["a"], [1.0]], schema=ROWS)
+    (one,), (three,) = of.partial([row]), of.partial([pa.concat_batches([row] * 3)])
+    with StateStore.open(tmp_path / "db", SETTINGS) as store:
+        table = store.table(whole)
+        table.write(one)
+        store.checkpoint(JobState()).result(10)
+        table.write(one)
+        table.write(three)
+        assert table.scan()[0].to_pylist() == three.to_pylist()
+        store.checkpoint(JobState()).result(10)
+        assert table.lookup(three.select(["window", "key"])).batch.to_pylist() == three.to_pylist()
+    compact(str(tmp_path / "db"), everything=True, settings=SETTINGS)
+    with statebackend.open_state(tmp_path / "db") as catalog:
+        assert pylist(catalog, "SELECT n FROM state.agg") == [{"n": 3}]
+        assert catalog.query("SELECT * FROM raw.agg").read_all().to_pylist() == three.to_pylist()
