@@ -4,8 +4,9 @@ General layout, from the ground up (each module imports only from those above it
 
     errors                        the error tree
     hive                          partitions in the names of directories
-    sources  sinks                where batches come from and go to
     windows  watermark            pure event-time logic
+    kafka  formats                clusters of Kafka; how bytes become columns
+    sources  sinks                where batches come from and go to
     changelog                     streams that correct themselves
     engine                        stateless verbs as one prepared plan
     rows  ordering  pairs         vectorised helpers
@@ -34,6 +35,7 @@ from operators.errors import (
     SinkOccupiedError,
     SourceChangedError,
     SourceNotReplayableError,
+    SourceUnavailableError,
     UnsupportedQueryError,
     UserFunctionError,
 )
@@ -74,6 +76,7 @@ __all__ = [
     "SinkOccupiedError",
     "SourceChangedError",
     "SourceNotReplayableError",
+    "SourceUnavailableError",
     "StreamContext",
     "UnsupportedQueryError",
     "UserFunctionError",

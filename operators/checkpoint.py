@@ -63,6 +63,7 @@ class _Running:
 
     commit: Future[Checkpoint]
     committables: Mapping[str, Sequence[Any]]
+    positions: Mapping[str, Any]
     requests: list[Future[Checkpoint]]
     drain_ms: float
     sync_ms: float
@@ -182,7 +183,9 @@ class CheckpointCoordinator:
         commit = self._backend.checkpoint(state, stages)
         cut = time.perf_counter()
         requests = [self._requests.popleft() for _ in range(len(self._requests))]
-        running = _Running(commit, committables, requests, (drained - begin) * 1e3, (cut - drained) * 1e3)
+        running = _Running(
+            commit, committables, state.sources, requests, (drained - begin) * 1e3, (cut - drained) * 1e3
+        )
         self._running = running
         commit.add_done_callback(lambda _: self._publish_soon(running))
         if self._interval_s is not None:
@@ -253,6 +256,9 @@ class CheckpointCoordinator:
         del self.stats[:-_STATS_MAX]
         for request in running.requests:
             request.set_result(checkpoint)
+        for source in self._pipeline.sources:
+            if source.operator_id in running.positions:
+                source.committed(running.positions[source.operator_id])
         self._publishing = running
 
     def _settle_publication(self) -> None:

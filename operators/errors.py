@@ -5,6 +5,7 @@
     OperatorError
       SourceChangedError      an input is not the one that was read before: restore the file, or start afresh
       SourceNotReplayableError  an input cannot be read again from a position: give it as a factory
+      SourceUnavailableError  an input does not answer, or does not let us in: start again when it does
       BadInputError           an input cannot be read at all: mend or remove it; the message names it
       BadEventTimeError       a null or far-future event time: filter the row out, or raise the limit
       SchemaError             columns are missing or of another type: change the query or the data
@@ -36,6 +37,7 @@ __all__ = [
     "SinkOccupiedError",
     "SourceChangedError",
     "SourceNotReplayableError",
+    "SourceUnavailableError",
     "UnsupportedQueryError",
     "UserFunctionError",
     "shown",
@@ -68,6 +70,10 @@ class SourceChangedError(OperatorError):
 
 class SourceNotReplayableError(OperatorError):
     """A one-shot input was asked to start at a position other than its beginning."""
+
+
+class SourceUnavailableError(OperatorError):
+    """An input that is elsewhere did not answer for as long as it was waited for, or refused."""
 
 
 class BadInputError(OperatorError):

@@ -107,7 +107,7 @@ class OperatorNode(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SourceNode:
-    """Reads a source. Output 1: rows with a bad event time."""
+    """Reads a source. Output 1: rows with a bad event time; 2: records that could not be decoded."""
 
     operator_id: str
     source: Source
@@ -122,8 +122,8 @@ class SourceNode:
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """The rows, and those with a bad event time."""
-        return ("", "bad")
+        """The rows, those with a bad event time, and records that could not be decoded."""
+        return ("", "bad", "dead_letters")
 
     @property
     def label(self) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, TypedDict, Unpack
 
 import pyarrow as pa
 
 from operators.errors import SchemaError
-from operators.sources import CsvSource, IterableSource, ParquetSource, RateLimit, Source
+from operators.sources import CsvSource, IterableSource, KafkaSource, ParquetSource, RateLimit, Source
 from operators.stream import DataStream
 from operators.watermark import BadEventTime, EventTimeColumn, EventTimeSpec
 from operators.windows import Duration, milliseconds
@@ -71,6 +71,18 @@ class Readers(ABC):
         """A stream of CSV files; ``options`` as for `operators.sources.CsvSource`, and `ReadOptions`."""
         read, rest = _divided(options)
         return self._read(CsvSource(path, schema, **rest), ("csv", _path_word(path)), read)
+
+    def read_kafka(
+        self, topics: str | Sequence[str], bootstrap_servers: str | Sequence[str], **options: Any
+    ) -> DataStream:
+        """A stream of topics of Kafka; ``options`` as for `operators.sources.KafkaSource`, and `ReadOptions`.
+
+        ``event_time`` may be a column of the values, or the time of the records: ``metadata=["timestamp"],
+        event_time="timestamp"``. Records that cannot be decoded: `DataStream.dead_letters`.
+        """
+        read, rest = _divided(options)
+        words = [topics] if isinstance(topics, str) else topics
+        return self._read(KafkaSource(topics, bootstrap_servers, **rest), ("kafka", *words), read)
 
     @abstractmethod
     def _read(self, source: Source, words: tuple[str, ...], options: ReadOptions) -> DataStream:

@@ -10,7 +10,7 @@ import pyarrow as pa
 from operators.errors import SchemaError
 from operators.graph import SourceNode
 from operators.runtime import BuildContext, Output
-from operators.sources.base import IDLE, Idle, SourceBatch, SplitSource
+from operators.sources.base import IDLE, Idle, Position, SourceBatch, SplitSource, TrackedSource
 from operators.watermark import BadRows, SplitWatermarks
 from operators.windows import MAX_WATERMARK
 
@@ -32,8 +32,10 @@ class SourceDriver:
         self._limit = node.limit
         # Asked once: a check against a protocol is slow.
         self._splits = node.source if isinstance(node.source, SplitSource) else None
+        self._tracked = node.source if isinstance(node.source, TrackedSource) else None
         self.output = Output()
         self.bad = Output()
+        self.dead_letters = Output()
         self.rows_in = 0
         self.waiting = False
         self.position: Any = None if context.job is None else context.job.sources.get(node.operator_id)
@@ -51,8 +53,8 @@ class SourceDriver:
 
     @property
     def outputs(self) -> tuple[Output, ...]:
-        """The rows, and those with a bad event time."""
-        return (self.output, self.bad)
+        """The rows, those with a bad event time, and records that could not be decoded."""
+        return (self.output, self.bad, self.dead_letters)
 
     @property
     def watermark(self) -> int | None:
@@ -111,9 +113,16 @@ class SourceDriver:
             self._limit.took(batch.num_rows)
         if batch.schema is not self._schema and batch.schema != self._schema:
             raise SchemaError(f"{cursor}: expected columns\n{self._schema}\nfound\n{batch.schema}")
+        if item.dead_letters is not None:
+            self.dead_letters.emit(item.dead_letters)
         self._push(item.split, batch)
         self.position = item.position
         return True
+
+    def committed(self, position: Position) -> None:
+        """A checkpoint with this position is committed."""
+        if self._tracked is not None:
+            self._tracked.committed(position)
 
     def advance_to(self, watermark: int) -> None:
         """Event time reaches ``watermark`` although no row tells so."""
@@ -161,6 +170,7 @@ class SourceDriver:
         elif self._time.reach(MAX_WATERMARK):
             self._announce()
         self.bad.advance(MAX_WATERMARK)
+        self.dead_letters.advance(MAX_WATERMARK)
 
     def _announce(self) -> None:
         assert self.watermark is not None

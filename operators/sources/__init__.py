@@ -4,16 +4,17 @@
 ``file_source.py``, which puts together ``files.py`` (a set of files and a position in it), ``following.py`` (a
 directory that grows), ``drift.py`` (files whose columns differ), ``text.py`` (blocks of lines, plain or compressed)
 and ``readahead.py`` (the thread that reads). ``iterable.py`` reads what Python code supplies, ``multi.py`` several
-sources as the splits of one; ``rate.py`` limits how fast one is read.
+sources as the splits of one; ``rate.py`` limits how fast one is read. ``kafka`` reads topics.
 """
 
 from operators.sources.arrow import ArrowSource
-from operators.sources.base import IDLE, Position, Source, SourceBatch, SplitSource
+from operators.sources.base import IDLE, DeadLetterSource, Position, Source, SourceBatch, SplitSource, TrackedSource
 from operators.sources.csv import CsvSource
 from operators.sources.file_source import FileOptions, FileSource
 from operators.sources.following import Follow
 from operators.sources.iterable import IterableSource
 from operators.sources.json import JsonSource
+from operators.sources.kafka import KafkaSource
 from operators.sources.multi import MultiSource
 from operators.sources.parquet import ParquetSource
 from operators.sources.rate import RateLimit
@@ -22,11 +23,13 @@ __all__ = [
     "IDLE",
     "ArrowSource",
     "CsvSource",
+    "DeadLetterSource",
     "FileOptions",
     "FileSource",
     "Follow",
     "IterableSource",
     "JsonSource",
+    "KafkaSource",
     "MultiSource",
     "ParquetSource",
     "Position",
@@ -34,4 +37,5 @@ __all__ = [
     "Source",
     "SourceBatch",
     "SplitSource",
+    "TrackedSource",
 ]

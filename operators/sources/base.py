@@ -5,7 +5,8 @@ Invariants every source keeps:
 * The position that comes with a batch is the *next* one: opened there, the source goes on with the
   row after that batch.
 * The boundaries of the batches after a position are a function of the input and that position, so
-  a restored job sees the same batches as one that never stopped.
+  a restored job sees the same batches as one that never stopped. (Where rows arrive while the job runs they are not;
+  then the rows of each split and their order are.)
 * A source of several *splits* (partitions, files that are read side by side) tells with every batch which
   one it is from; event time is then followed per split, and is that of the split furthest behind.
 * An input that is not the one the position was taken from is refused (`SourceChangedError`), never
@@ -21,7 +22,7 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import pyarrow as pa
 
-__all__ = ["IDLE", "Idle", "Position", "Source", "SourceBatch", "SplitSource"]
+__all__ = ["IDLE", "DeadLetterSource", "Idle", "Position", "Source", "SourceBatch", "SplitSource", "TrackedSource"]
 
 Position: TypeAlias = Any
 """A value that msgpack carries; only the source that made it can read it."""
@@ -29,11 +30,16 @@ Position: TypeAlias = Any
 
 @dataclass(frozen=True, slots=True)
 class SourceBatch:
-    """Rows of one split (a source without splits has one, called ""), and the source's position after them."""
+    """Rows of one split (a source without splits has one, called ""), and the source's position after them.
+
+    ``dead_letters``: records between the positions that could not be decoded (`DeadLetterSource`). There may be no rows
+    at all, where the position alone is new.
+    """
 
     batch: pa.RecordBatch
     position: Position
     split: str = ""
+    dead_letters: pa.RecordBatch | None = None
 
 
 class Idle(Enum):
@@ -86,3 +92,24 @@ class SplitSource(Source, Protocol):
 
     def pause(self, splits: frozenset[str]) -> None:
         """Hold these splits back, and no others, until the next call: they are too far ahead in event time."""
+
+
+@runtime_checkable
+class DeadLetterSource(Source, Protocol):
+    """A source that may hand on what it could not decode."""
+
+    @property
+    def diverts(self) -> bool:
+        """Whether it does; else what cannot be decoded is an error."""
+
+    @property
+    def dead_letters(self) -> pa.Schema:
+        """The schema of `SourceBatch.dead_letters`."""
+
+
+@runtime_checkable
+class TrackedSource(Source, Protocol):
+    """A source that tells others how far the job has come."""
+
+    def committed(self, position: Position) -> None:
+        """A checkpoint that holds this position is committed. Does not wait for anything."""

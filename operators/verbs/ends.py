@@ -13,6 +13,7 @@ from operators.flow import EventTimeNode
 from operators.graph import Port, SinkNode, SourceNode, StepNode
 from operators.sinks import ArrowSink, CallbackSink, CsvSink, FileSink, JsonSink, ParquetSink, PrintSink
 from operators.sinks.base import Sink
+from operators.sources.base import DeadLetterSource
 from operators.verbs.base import StreamBase
 from operators.watermark import BadEventTime, EventTimeSpec
 
@@ -36,6 +37,20 @@ class EndVerbs(StreamBase):
             self._schema,
             event_time=None,
             time_note="bad rows have no watermark",
+        )
+
+    def dead_letters(self) -> Self:
+        """The records of a source that could not be decoded, as they were, with the reason.
+
+        Of Kafka: topic, partition, offset, timestamp, key, value (binary) and error. Only of a source that is read with
+        ``on_bad_record="divert"``.
+        """
+        node = self._port.node
+        source = node.source if isinstance(node, SourceNode) else None
+        if not isinstance(source, DeadLetterSource) or not source.diverts:
+            raise ValueError('dead_letters: call it right on a source that is read with on_bad_record="divert"')
+        return self._derive(
+            Port(node, 2), source.dead_letters, event_time=None, time_note="dead letters have no watermark"
         )
 
     def late_rows(self) -> Self:

@@ -96,7 +96,8 @@ class KafkaBroker:
         """As retention does: the records before an offset are gone."""
         from confluent_kafka import TopicPartition
 
-        for future in self.admin().delete_records([TopicPartition(topic, partition, before)]).values():
+        admin = self.admin()
+        for future in admin.delete_records([TopicPartition(topic, partition, before)]).values():
             future.result(30)
 
     def produce(
@@ -363,7 +364,7 @@ def _properties(data: Path, plain: int, gate_target: int, gate: int, sasl: int, 
         "share.coordinator.state.topic.min.isr": 1,
         "group.initial.rebalance.delay.ms": 0,
         "log.initial.task.delay.ms": 100,
-        "log.retention.check.interval.ms": 1000,
+        "log.retention.ms": -1,
     }
     return "".join(f"{name}={value}\n" for name, value in settings.items())
 
