@@ -11,14 +11,16 @@ from typing import Any
 
 from rich.console import Console
 
-from tests.benchmarks import store, window
+from tests.benchmarks import nexmark, store, window
 from tests.benchmarks.machine import describe_machine
 
 BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
     "window": lambda *, seconds, repeats, **_: window.run(seconds=seconds, repeats=repeats),
     "window-parquet": lambda *, seconds, repeats, **_: window.run(sink="parquet", seconds=seconds, repeats=repeats),
     "store": store.run,
+    "nexmark": nexmark.run,
 }
+PICTURES: dict[str, Callable[[dict[str, Any], Path], None]] = {"nexmark": nexmark.draw}
 
 
 def main() -> int:
@@ -28,6 +30,9 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3, help="runs of each kind (default 3)")
     parser.add_argument("--rows", type=int, default=1_000_000, help="of the store's tables (default 1,000,000)")
     parser.add_argument("--large", type=int, default=10_000_000, help="of its large tables (default 10,000,000)")
+    parser.add_argument("--events", type=int, default=6_000_000, help="of Nexmark (default 6,000,000)")
+    parser.add_argument("--queries", nargs="*", default=(), metavar="Q", help="of Nexmark (default: all)")
+    parser.add_argument("--checkpoint-s", type=float, default=1.0, help="between checkpoints of Nexmark (default 1)")
     args = parser.parse_args()
     if unknown := [n for n in args.names if n not in BENCHMARKS]:
         parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
@@ -37,12 +42,14 @@ def main() -> int:
     out = Path("build/bench")
     out.mkdir(parents=True, exist_ok=True)
     for name in args.names or BENCHMARKS:
-        figures = BENCHMARKS[name](seconds=args.seconds, repeats=args.repeats, rows=args.rows, large=args.large)
+        figures = BENCHMARKS[name](**{k: v for k, v in vars(args).items() if k != "names"})
         console.print(f"[bold]{name}[/]")
         for key, value in figures.items():
             console.print(f"  {key:<72} {_show(value)}" if isinstance(value, dict) else f"  {key:<40} {_show(value)}")
         report = {"benchmark": name, "at": datetime.now(UTC).isoformat(), "machine": machine, "figures": figures}
         (out / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
+        if name in PICTURES:
+            PICTURES[name](figures, out / f"{name}.png")
     return 0
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-__all__ = ["REFERENCES", "expected"]
+__all__ = ["REFERENCES", "expected", "views"]
 
 _STATISTICS = """
     count(*) AS total_bids,
@@ -120,11 +120,16 @@ REFERENCES = {
 }
 
 
+def views(connection: duckdb.DuckDBPyConnection, events: Path) -> None:
+    """What the queries read: one view for each kind of event."""
+    for kind in ("person", "auction", "bid"):
+        files = f"{events}/{kind}/*.parquet"
+        connection.execute(f"CREATE VIEW {kind} AS SELECT *, epoch_ms(dateTime) AS ms FROM read_parquet('{files}')")
+
+
 @lru_cache(64)
 def expected(query: str, events: Path) -> pa.Table:
     """The result of a query over a directory of events, in no order."""
     with duckdb.connect() as connection:
-        for kind in ("person", "auction", "bid"):
-            files = f"{events}/{kind}/*.parquet"
-            connection.execute(f"CREATE VIEW {kind} AS SELECT *, epoch_ms(dateTime) AS ms FROM read_parquet('{files}')")
+        views(connection, events)
         return connection.sql(REFERENCES[query]).to_arrow_table()
