@@ -14,6 +14,7 @@ from functools import reduce
 from operator import and_
 from typing import Any
 
+import pyarrow as pa
 from datafusion import Expr, LogicalPlan, SessionContext, lit
 from datafusion import functions as f
 from datafusion.expr import TableScan
@@ -21,8 +22,10 @@ from datafusion.expr import TableScan
 from operators.changelog import OP
 from operators.engine import column_named
 from operators.errors import SchemaError, UnsupportedQueryError
+from operators.sql.asof import Lateral, join_newest, lateral_of
 from operators.sql.catalog import planned
 from operators.sql.expressions import as_expr, bare, conjuncts, mentions, output_name, shown
+from operators.sql.grouping import grouping_sets, is_grouping, repeated
 from operators.sql.joins import join_lookup, join_streams
 from operators.sql.names import BOUND_FUNCTIONS, OperatorNames
 from operators.sql.ranking import first_rows, ranked, split_bound
@@ -45,7 +48,7 @@ _REFUSED = {
     "EmptyRelation": ("a SELECT without FROM", "select from a registered stream"),
     "Values": ("VALUES", "register the rows as a table and join it"),
     "Explain": ("EXPLAIN", "call explain() on the stream that sql() returns"),
-    "Subquery": ("LATERAL", "join on an equality of columns"),
+    "Subquery": ("LATERAL without a name", "write LATERAL (…) AS x"),
 }
 
 
@@ -238,8 +241,16 @@ class _Planner:
         found = self._stream_of(plan, "a GROUP BY").known()
         groups = [as_expr(e) for e in node.group_by_exprs()]
         calls = [as_expr(e) for e in node.aggregate_exprs()]
-        if any(bare(e).variant_name() == "GroupingSet" for e in groups):
-            raise UnsupportedQueryError("GROUPING SETS, ROLLUP or CUBE", "write one query per grouping, and UNION ALL")
+        sets = grouping_sets(groups, self._session)
+        if sets is None:
+            return self._grouped(found, groups, calls)
+        windows = [place for place, expr in enumerate(sets.exprs) if self._is_window(found, expr)]
+        rows = repeated(found, sets, windows, self._session, self._names)
+        result = self._grouped(rows.relation, rows.groups, [call for call in calls if not is_grouping(call)])
+        return rows.named(result, calls)
+
+    def _grouped(self, found: Relation, groups: Sequence[Expr], calls: Sequence[Expr]) -> Relation:
+        """The groups and aggregates, in this order."""
         places = [i for i, e in enumerate(groups) if self._is_window(found, e)]
         if len(places) > 1:
             raise UnsupportedQueryError(
@@ -328,6 +339,8 @@ class _Planner:
         kind = _join_type(plan)
         if kind in ("LeftSemi", "LeftAnti") and node.null_equals_null():
             raise UnsupportedQueryError("INTERSECT or EXCEPT", "join on the columns, with a bound on event time")
+        if (lateral := lateral_of(plan.inputs()[1])) is not None:
+            return self._with_newest(plan, kind, lateral, where)
         left, right = (self.walk(child) for child in plan.inputs())
         conditions = [as_expr(a) == as_expr(b) for a, b in node.on()]
         if (condition := node.filter()) is not None:
@@ -345,9 +358,27 @@ class _Planner:
             return self._filtered(joined, rest)
         return join_streams(left.known(), right.known(), kind, conditions, self._session, self._names)
 
+    def _with_newest(self, plan: LogicalPlan, kind: str, lateral: Lateral, where: Sequence[Expr]) -> Relation:
+        """A join with a LATERAL subquery."""
+        left, versions = self.walk(plan.inputs()[0]), self.walk(lateral.versions)
+        if isinstance(left, Lookup) or isinstance(versions, Lookup):
+            raise UnsupportedQueryError(f"LATERAL {lateral.alias} with a table", "join with the table by its key")
+        condition = plan.to_variant().filter()
+        conditions = [] if condition is None else [c for c in conjuncts(as_expr(condition)) if not _is_true(c)]
+        if kind not in ("Inner", "Left") or (kind == "Left" and conditions):
+            raise UnsupportedQueryError(
+                f"the {kind} join with LATERAL {lateral.alias}", "write JOIN or LEFT JOIN LATERAL (…) ON true"
+            )
+        joined = join_newest(left.known(), versions.known(), lateral, kind.lower(), self._session, self._names)
+        return self._filtered(joined, [*conditions, *where])
+
 
 def _join_type(plan: LogicalPlan) -> str:
     return str(plan.to_variant().join_type()).removeprefix("JoinType.")
+
+
+def _is_true(condition: Expr) -> bool:
+    return condition.variant_name() == "Literal" and condition.python_value() == pa.scalar(value=True)
 
 
 def _mirrored(kind: str) -> str:

@@ -18,7 +18,7 @@ from operators.sql.expressions import as_expr, bare, shown
 from operators.sql.names import WINDOW_FUNCTIONS
 from operators.stream import DataStream
 
-__all__ = ["Window", "is_window", "window_of"]
+__all__ = ["Window", "is_window", "milliseconds_of", "window_of"]
 
 _NS_PER_MS = 1_000_000
 _MS_PER_DAY = 86_400_000
@@ -67,6 +67,16 @@ def window_of(expr: Expr) -> Window:
         function = "tumble"
     spans = tuple(_milliseconds(operand, expr) for operand in operands[1:])
     return Window(function=function, time=operands[0], spans=spans)
+
+
+def milliseconds_of(expr: Expr) -> int | None:
+    """A constant interval in milliseconds; None for any other expression, and for months and parts of milliseconds."""
+    value = expr.python_value() if expr.variant_name() == "Literal" else None
+    if not isinstance(value, pa.MonthDayNanoIntervalScalar) or not value.is_valid:
+        return None
+    months, days, nanoseconds = value.as_py()
+    whole, rest = divmod(nanoseconds, _NS_PER_MS)
+    return None if months or rest else int(days * _MS_PER_DAY + whole)
 
 
 def _milliseconds(expr: Expr, call: Expr) -> int:
