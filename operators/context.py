@@ -123,10 +123,11 @@ class StreamContext(Readers):
         What is known: SELECT, WHERE, expressions, CTEs, subqueries in FROM, UNION ALL; GROUP BY with a window
         (``tumble(ts, INTERVAL '10 seconds')``, ``hop(ts, slide, size)``, ``session(ts, gap)``, ``cumulate(ts, step,
         size)``, ``date_bin(size, ts)``), whose bounds are ``window_start_time()`` and ``window_end_time()``; GROUP BY
-        without one, and DISTINCT, as changelogs (column ``op``, see `DataStream.aggregate`); joins by keys and
-        BETWEEN on event time (see `DataStream.join_on`), and with registered tables (`DataStream.lookup_join`);
-        ``row_number() OVER (PARTITION BY … ORDER BY …)`` bounded by ``<= n`` or ``= 1`` (`DataStream.top_n`,
-        `DataStream.deduplicate`).
+        without one, and DISTINCT, as changelogs (column ``op``, see `DataStream.aggregate`); GROUPING SETS, ROLLUP and
+        CUBE; joins by keys and BETWEEN on event time (see `DataStream.join_on`), with registered tables
+        (`DataStream.lookup_join`), and with versions (`DataStream.asof_join`), as ``LEFT JOIN LATERAL (SELECT … FROM v
+        WHERE v.k = o.k AND v.ts <= o.ts ORDER BY v.ts DESC LIMIT 1) AS x ON true``; ``row_number() OVER (PARTITION
+        BY … ORDER BY …)`` bounded by ``<= n`` or ``= 1`` (`DataStream.top_n`, `DataStream.deduplicate`).
 
         ``name`` begins the ids of the query's operators, which name their state: two queries of one job with the same
         kinds of operators need two names.
