@@ -10,12 +10,13 @@ from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
-from datafusion import AggregateUDF, ScalarUDF
+from datafusion import AggregateUDF, ScalarUDF, SessionContext
 
 from operators.checkpoint import Hook, Trigger
 from operators.explain import Explanation
 from operators.graph import Graph, Port, SourceNode, derived_id
 from operators.job import Job, JobSettings, ProgressCallback
+from operators.live_state import LiveJob, LiveReader
 from operators.reading import Readers, ReadOptions, event_time_spec, rate_limit
 from operators.report import JobResult
 from operators.sources import Source
@@ -23,7 +24,14 @@ from operators.sql.catalog import planning_session
 from operators.sql.planner import plan_query
 from operators.sql.script import Answer, Names, run_script
 from operators.stream import DataStream
-from statebackend import MemoryStateBackend, StateBackend, StoreSettings, open_backend
+from statebackend import (
+    MemoryStateBackend,
+    StateBackend,
+    StateCatalog,
+    StoreSettings,
+    open_backend,
+    open_state,
+)
 from statebackend.markup import card, facts
 
 __all__ = ["StreamContext"]
@@ -79,6 +87,7 @@ class StreamContext(Readers):
         self._state = state
         self._store_settings = settings
         self._storage_options = storage_options
+        self._live = LiveJob(name)
         threads = {} if worker_threads is None else {"worker_threads": worker_threads}
         self._settings = JobSettings(
             checkpoint_interval_s=interval,
@@ -197,7 +206,29 @@ class StreamContext(Readers):
             owns_backend=self._state is None or isinstance(self._state, (str, os.PathLike)),
             settings=self._settings,
             on_progress=on_progress,
+            live=self._live,
         )
+
+    def register_state(
+        self, session: SessionContext | None = None, *, timeout_s: float = 30.0, memory_bytes: int = 512 << 20
+    ) -> StateCatalog:
+        """The state of this job as tables, live: to be asked with SQL from other threads while the job runs.
+
+        A query sees all tables as they are between two batches, those of all operators at the same moment; it is
+        planned when the job comes there, at most ``timeout_s`` seconds later, and runs beside it. The job writes what
+        its operators hold back, as for a checkpoint, and waits for nothing else. ``system.tables`` tells which tables
+        there are, see `statebackend.open_state`.
+
+        ``session``: where to register the schemas ``state``, ``raw`` and ``system``, for queries that join tables of
+        your own; queries of several tables go through `StateCatalog.sql` all the same, since DataFusion by itself looks
+        up one table after the other. ``memory_bytes`` as in `statebackend.open_state`. Close the catalog when it is not
+        needed any more; it may be made before the job runs.
+
+        Queries raise ``TimeoutError`` when the job did not come to the end of a batch in time, ``RuntimeError`` after
+        its end.
+        """
+        udafs = {udaf.name: udaf for udaf in self.udafs}
+        return open_state(LiveReader(self._live, timeout_s), session=session, memory_bytes=memory_bytes, udafs=udafs)
 
     def explain(self) -> Explanation:
         """Everything that leads to a sink, as text, each sink with its inputs indented below it.

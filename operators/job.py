@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 
 from operators.checkpoint import CheckpointCoordinator, Hook, Trigger
 from operators.graph import Node, SinkNode, SourceNode, describe_plan
+from operators.live_state import LiveJob
 from operators.pipeline import Pipeline, build_pipeline
 from operators.plan_check import check_plan
 from operators.report import JobOutcome, JobProgress, JobResult, OperatorStats
@@ -75,7 +76,7 @@ class Job:
     """A pipeline that can be run once.
 
     ``open_backend`` is called when the job starts; the job closes the backend it returns if
-    ``owns_backend``.
+    ``owns_backend``. ``live``: through which its state is read while it runs.
     """
 
     def __init__(
@@ -87,8 +88,10 @@ class Job:
         owns_backend: bool,
         settings: JobSettings,
         on_progress: ProgressCallback | None = None,
+        live: LiveJob | None = None,
     ) -> None:
         self.name = name
+        self._live = live or LiveJob(name)
         self._nodes = nodes
         self._open_backend = open_backend
         self._owns_backend = owns_backend
@@ -198,10 +201,22 @@ class Job:
         stack.callback(coordinator.close)
         if restored is not None:
             logger.info("job %r: restored from checkpoint %d", self.name, restored.checkpoint_id)
-        return _Run(pipeline, coordinator, restored, self._stop, interrupts, self._on_progress, started, settings)
+        self._live.begin(backend, pipeline, plan)
+        return _Run(
+            pipeline,
+            coordinator,
+            self._live,
+            restored,
+            self._stop,
+            interrupts,
+            self._on_progress,
+            started,
+            settings,
+        )
 
     def _end(self, failure: BaseException | None) -> None:
         """Answer the requests that got no checkpoint."""
+        self._live.end(failure)
         with self._lock:
             self._ended = True
         while self._requests:
@@ -218,6 +233,7 @@ class _Run:
         self,
         pipeline: Pipeline,
         coordinator: CheckpointCoordinator,
+        live: LiveJob,
         restored: Checkpoint | None,
         stop: threading.Event,
         interrupts: Interrupts,
@@ -229,6 +245,7 @@ class _Run:
         self._hook = settings.hook or _unheard
         self._pipeline = pipeline
         self._coordinator = coordinator
+        self._live = live
         self._restored = restored
         self._stop = stop
         self._interrupts = interrupts
@@ -253,6 +270,7 @@ class _Run:
             if processing_time:
                 self._pipeline.on_processing_time(int(self._clock() * 1000))
             self._coordinator.poll(full=any(sink.full for sink in bounded))
+            self._live.answer()
             if self._on_progress is not None:
                 self._report(time.monotonic())
         self._coordinator.finish(final=not active)

@@ -19,17 +19,19 @@ General layout, from the ground up (each module imports only from those above it
     flusher  compaction  compact*_*       background work: merging is planned, carried out,
     compactor                             claimed and committed, here or in a process of its own
     metrics  metrics_server               figures as values, rows, Prometheus text, over HTTP
-    sweep                                 a whole table in pieces of bounded size
-    buffered_table  table  states_check   one table of an open store
+    pruning  sweep                        a whole table in pieces of bounded size, without what no predicate needs
+    buffered_table  table  states_check   one table of an open store,
+    snapshot                              all of them at one moment
     memory_budget  early_flush  background     when memory is short, and what is done now and then
     observer  store                       the store
     kv                                    a plain key-value face
     lsm_backend  memory_backend           implementations of the StateBackend protocol in `backend`;
     slatedb_backend  slatedb_*            SlateDB as another, registered as a third party would
     retention  toolbox                    old states that stay: savepoints, branches, pins; what every tool needs
+    garbage_collector  inspect_metrics    what nobody needs any more; what can be known from outside
     checkpoint_reader                     a checkpoint read from another process,
-    relation  state_diff  catalog*        and as tables for SQL, with what changed between two
-    garbage_collector  maintenance  branches  verification  inspect  render  cli*  sql_cli   tools
+    relation  state_diff  catalog*        and as tables for SQL, or what is open, with what changed between two
+    maintenance  branches  verification  inspect  render  cli*  sql_cli   tools
 
 ``ARCHITECTURE.md`` beside this file tells how it works and draws the formats.
 """
@@ -40,7 +42,7 @@ from statebackend import markup
 from statebackend.accumulators import Aggregation, StateMerger
 from statebackend.backend import Checkpoint, Health, JobState, LookupResult, Matches, StateBackend, StateTable
 from statebackend.branches import clone
-from statebackend.catalog import StateCatalog, open_state
+from statebackend.catalog import ReadMetrics, StateCatalog, open_state
 from statebackend.checkpoint_reader import CheckpointReader, CheckpointTable, open_checkpoint
 from statebackend.cli_options import Redacted, add_storage_option, storage_options
 from statebackend.errors import (
@@ -70,6 +72,7 @@ from statebackend.metrics import BackgroundStatus, StoreMetrics, TableMetrics, T
 from statebackend.plan_surgery import read_wire, write_wire
 from statebackend.prepared import PreparedPlan
 from statebackend.settings import StoreSettings
+from statebackend.snapshot import LiveBackend, LiveState, StateSnapshot
 from statebackend.store import StateStore
 from statebackend.tables import SchemaChanges, TableKind, TableOrder, TableSpec
 
@@ -90,6 +93,8 @@ __all__ = [
     "Health",
     "JobState",
     "KeyValueStore",
+    "LiveBackend",
+    "LiveState",
     "LookupResult",
     "Matches",
     "MemoryBudget",
@@ -97,12 +102,14 @@ __all__ = [
     "MemoryStateSpace",
     "ObjectMissingError",
     "PreparedPlan",
+    "ReadMetrics",
     "Redacted",
     "SchemaChanges",
     "SchemaMismatchError",
     "StateBackend",
     "StateCatalog",
     "StateMerger",
+    "StateSnapshot",
     "StateStore",
     "StateStoreError",
     "StateTable",

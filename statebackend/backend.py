@@ -58,7 +58,7 @@ class Checkpoint:
 
     ``created_ms`` is wall-clock time in epoch milliseconds; ``bytes_written`` and ``rows_written``
     count what the SSTables of this checkpoint hold; ``duration_s`` runs from the call to the
-    commit. Both are zero for a checkpoint that was read back.
+    commit, in a checkpoint that was read back until everything but the manifest was durable.
     """
 
     checkpoint_id: CheckpointId

@@ -6,8 +6,9 @@ What is in memory is read on the caller's thread; only what is missing costs a c
 from __future__ import annotations
 
 import threading
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Iterator, Sequence
+import weakref
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -179,6 +180,7 @@ class BlockReader:
         # What somebody uses is in memory, whether the cache has let go of it or not.
         self._used: WeakValueDictionary[str, SSTableIndex] = WeakValueDictionary()
         self._in_use: Counter[str] = Counter()  # guarded by _lock
+        self._released: deque[list[str]] = deque()
         self._lock = threading.Lock()
 
     @contextmanager
@@ -193,9 +195,19 @@ class BlockReader:
             with self._lock:
                 self._in_use.subtract(names)
 
+    def hold(self, files: Iterable[SSTableMeta], owner: object) -> None:
+        """Keep the collector of this process from deleting files for as long as ``owner`` is referred to."""
+        names = [f.name for f in files]
+        with self._lock:
+            self._in_use.update(names)
+        # An object may end on any thread at any moment, under the lock too: its end only leaves a note.
+        weakref.finalize(owner, self._released.append, names).atexit = False
+
     def in_use(self) -> frozenset[str]:
         """Names of the files that reads are using now."""
         with self._lock:
+            while self._released:
+                self._in_use.subtract(self._released.popleft())
             self._in_use = +self._in_use
             return frozenset(self._in_use)
 

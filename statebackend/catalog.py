@@ -1,23 +1,26 @@
-"""State as tables: a checkpoint of any store, asked with SQL, without the job that wrote it.
+"""State as tables: a checkpoint of any store, or an open one as it is now, asked with SQL.
 
-``open_state`` reads a checkpoint from outside (see ``checkpoint_reader.py``) and shows it to DataFusion::
+``open_state`` reads a checkpoint from outside, without the job that wrote it (see ``checkpoint_reader.py``), or what is
+open in this process (see ``catalog_states.py``), and shows it to DataFusion::
 
     state."TABLE"     the rows of a table; of an aggregate table the key, the window and the finalised results
     raw."TABLE"       of an aggregate table the partial states as they were written, several per key maybe
-    state_at('TABLE', CHECKPOINT)              the same table at another kept checkpoint, or savepoint
+    state_at('TABLE', CHECKPOINT)              the same table at a kept checkpoint, or savepoint
     state_diff('TABLE', CHECKPOINT, CHECKPOINT)   what changed in it between two
-    system.checkpoints, .tables, .files, .operators, .sources    what the manifests know
+    system.checkpoints, .tables, .files, .compactions, .health, .operators, .sources     what the store knows of itself
 
-System tables have a schema of their own, for a job may well call a table ``files`` or ``checkpoints``; tables of the
-job have no other names beside theirs in ``state``. A name reaches the store as a value that is looked up among those
-that the manifest holds, never as text of a query. Queries only read: DDL and DML are refused.
+System tables have a schema of their own, for a job may well call a table ``files`` or ``checkpoints``. In ``state``
+they are found too, as ``state.checkpoints``, unless the job has a table of that name. A name reaches the store as a
+value that is looked up among those that the manifest holds, never as text of a query. Queries only read: DDL and DML
+are refused.
 
 Nothing is read before a query asks for it, and then in pieces of bounded size (``sweep.py``). A query that has to
 gather (a large sort or join) spills to temporary files beyond ``memory_bytes``.
 
 Invariants:
 
-* All tables of a query are of the checkpoint that was opened, those of `state_at` and `state_diff` of theirs.
+* All tables of a query are of the checkpoint that was opened, or of one moment of what is open; those of `state_at` and
+  `state_diff` are of their checkpoints.
 * DataFusion calls back into Python while it plans and scans; whatever needs DataFusion itself then, such as the plans
   that merge states, runs on a pool of the catalog (``relation.py``).
 """
@@ -27,11 +30,11 @@ from __future__ import annotations
 import itertools
 import os
 import tempfile
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -43,29 +46,32 @@ from datafusion.catalog import SchemaProvider
 
 from statebackend import display
 from statebackend.backend import Checkpoint
-from statebackend.catalog_system import SYSTEM_TABLES, checkpoints, system_table
-from statebackend.checkpoint_reader import CheckpointReader, CheckpointTable, open_checkpoint
-from statebackend.errors import CheckpointGoneError, CheckpointNotFoundError, StateStoreError, StoreClosedError
+from statebackend.catalog_states import At, CommittedState, LiveStates, Moment, States, SweptTable
+from statebackend.catalog_system import SYSTEM_TABLES, system_table
+from statebackend.checkpoint_reader import CheckpointReader, open_checkpoint
+from statebackend.errors import CheckpointNotFoundError, StateStoreError
 from statebackend.manifest_store import Clock
 from statebackend.relation import Relation, RelationDataset
+from statebackend.snapshot import LiveState, StoreLocation
 from statebackend.state_diff import StateDiff
+from statebackend.sweep import SWEEP_BYTES, ReadCount
 from statebackend.toolbox import Options, RootOptions
 
 if TYPE_CHECKING:
     from datafusion.user_defined import AggregateUDF
 
-__all__ = ["StateCatalog", "open_state"]
+__all__ = ["ReadMetrics", "StateCatalog", "open_state"]
 
 T = TypeVar("T")
-At = int | str
-"""A checkpoint by its id, or by the name of a savepoint."""
 
 _THREADS = 4
+_RANGE_BYTES_MIN = 1 << 20
+_SPILL_RESERVE_BYTES_MAX = 10 << 20
 _FAILURES_MAX = 16
 
 
 def open_state(
-    url: str | os.PathLike[str],
+    source: str | os.PathLike[str] | LiveState,
     checkpoint_id: int | None = None,
     *,
     savepoint: str | None = None,
@@ -73,55 +79,113 @@ def open_state(
     lease_s: float = 60.0,
     cache_bytes: int = 64 << 20,
     memory_bytes: int = 512 << 20,
+    session: SessionContext | None = None,
     udafs: Mapping[str, AggregateUDF] | None = None,
     storage_options: Options = None,
     root_options: RootOptions = None,
     clock: Clock | None = None,
 ) -> StateCatalog:
-    """Open a retained checkpoint (default: the newest) or a savepoint for SQL, beside whoever owns the store.
+    """Open state for SQL: a retained checkpoint (default: the newest) or a savepoint of the store at a URL, beside
+    whoever owns it; or what is open in this process, *live*.
 
+    ``source``: a URL or path; or a `StateStore` or `MemoryStateBackend` that is open, of which every query then sees
+    all tables at the moment at which it is planned. (A job gives its own: ``StreamContext.register_state``.)
     ``udafs``: Python aggregate functions by name, to finalise states of theirs and to be used in queries.
-    ``memory_bytes``: what the sorts, joins and aggregations of a query may hold before they spill. ``cache_bytes``:
-    decoded blocks kept in memory, for every checkpoint that is read. All others as in `open_checkpoint`.
+    ``memory_bytes``: what the sorts, joins and aggregations of a query may hold before they spill; where it is small,
+    smaller pieces of a table are in memory at once. ``cache_bytes``: decoded blocks kept in memory, for every
+    checkpoint that is read. ``session``: where to register the schemas ``state``, ``raw`` and ``system``, for queries
+    that join tables of one's own; None: a session of the catalog's. All others as in `open_checkpoint`.
 
-    Raises `CheckpointNotFoundError` when there is no such checkpoint.
+    Raises `CheckpointNotFoundError` when there is no such checkpoint, ``ValueError`` when a checkpoint is named
+    together with open state, or the session has such schemas already.
     """
-    opened = partial(
-        open_checkpoint,
-        url,
-        pin=pin,
-        lease_s=lease_s,
-        cache_bytes=cache_bytes,
-        udafs=udafs,
-        storage_options=storage_options,
-        root_options=root_options,
-        clock=clock,
-    )
-    reader = opened(checkpoint_id, savepoint=savepoint)
-    return StateCatalog(_Checkpoints(reader, opened), dict(udafs or {}), memory_bytes)
+
+    def opened(location: StoreLocation, *args: Any, **which: Any) -> CheckpointReader:
+        return open_checkpoint(
+            location.url,
+            *args,
+            **which,
+            pin=pin,
+            lease_s=lease_s,
+            cache_bytes=cache_bytes,
+            udafs=udafs,
+            storage_options=location.storage_options,
+            root_options=location.root_options,
+            clock=clock,
+        )
+
+    states: States
+    if isinstance(source, str | os.PathLike):
+        location = StoreLocation(url=os.fspath(source), storage_options=storage_options, root_options=root_options)
+        at_location = partial(opened, location)
+        states = CommittedState(at_location(checkpoint_id, savepoint=savepoint), at_location)
+    elif not isinstance(source, LiveState):
+        raise TypeError(f"open_state: {type(source).__name__} is neither a URL nor open state that can be read live")
+    elif checkpoint_id is not None or savepoint is not None:
+        raise ValueError("open state is shown as it is now; checkpoints are in state_at('TABLE', CHECKPOINT)")
+    else:
+        states = LiveStates(source, opened, cache_bytes)
+    try:
+        return StateCatalog(states, dict(udafs or {}), memory_bytes, session)
+    except BaseException:
+        states.close()
+        raise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadMetrics:
+    """What the queries of a catalog have read so far, and from how much.
+
+    ``files``, ``stored_bytes``: of the tables that were scanned, once per scan; ``blocks``: of those of these files
+    whose index was read. ``files_read``, ``blocks_read``, ``read_bytes``: what predicates did not leave out, wherever
+    it was found. ``requests``, ``fetched_bytes``: what came from the storage and not from the catalog's cache, indexes
+    and filters among it; a live catalog of a store that no URL leads to reads through the store, whose figures have it.
+    """
+
+    files: int
+    files_read: int
+    blocks: int
+    blocks_read: int
+    stored_bytes: int
+    read_bytes: int
+    requests: int
+    fetched_bytes: int
 
 
 class StateCatalog:
-    """A checkpoint as tables; a context manager. See `open_state`."""
+    """State as tables; a context manager. See `open_state`."""
 
-    def __init__(self, kept: _Checkpoints, udafs: Mapping[str, AggregateUDF], memory_bytes: int) -> None:
-        self._kept = kept
-        self._reader = kept.current
+    def __init__(
+        self,
+        states: States,
+        udafs: Mapping[str, AggregateUDF],
+        memory_bytes: int,
+        session: SessionContext | None = None,
+    ) -> None:
+        self._states = states
+        self._count = ReadCount()
+        self._range_bytes = max(_RANGE_BYTES_MIN, min(SWEEP_BYTES, memory_bytes // 32))
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="statestore-catalog")
         self._spool = tempfile.TemporaryDirectory(prefix="statestore-catalog-")
         self._spooled = itertools.count()
         self._failures: deque[StateStoreError | ValueError] = deque(maxlen=_FAILURES_MAX)
-        config = SessionConfig().with_target_partitions(1)
-        runtime = RuntimeEnvBuilder().with_disk_manager_os().with_fair_spill_pool(memory_bytes)
-        self._context = SessionContext(config, runtime)
-        tables = frozenset(self._reader.tables)
-        schemas: dict[str, tuple[frozenset[str], Callable[[str], Relation]]] = {
-            "state": (tables, self.table),
-            "raw": (tables, self.raw_table),
-            "system": (frozenset(SYSTEM_TABLES), self._system_table),
+        if session is None:
+            config = SessionConfig().with_target_partitions(1)
+            # What a sort keeps back for merging what it has spilled; by default 10 MB, however little there is in all.
+            reserved = min(_SPILL_RESERVE_BYTES_MAX, memory_bytes // 8)
+            config = config.set("datafusion.execution.sort_spill_reservation_bytes", str(reserved))
+            runtime = RuntimeEnvBuilder().with_disk_manager_os().with_fair_spill_pool(memory_bytes)
+            session = SessionContext(config, runtime)
+        self._context = session
+        schemas: dict[str, tuple[Callable[[], frozenset[str]], Callable[[str], Relation]]] = {
+            "state": (lambda: self._names() | SYSTEM_TABLES.keys(), self._state_or_system_table),
+            "raw": (self._names, self.raw_table),
+            "system": (lambda: frozenset(SYSTEM_TABLES), self._system_table),
         }
+        if taken := schemas.keys() & session.catalog().names():
+            raise ValueError(f"the session has the schemas {sorted(taken)} already: it shows other state")
         for name, (names, relation) in schemas.items():
-            self._context.catalog().register_schema(name, _Schema(names, partial(self._provide, relation)))
+            session.catalog().register_schema(name, _Schema(names, partial(self._provide, relation)))
         self._context.register_udtf(udtf(self._state_at, "state_at"))
         self._context.register_udtf(udtf(self._state_diff, "state_diff"))
         for udaf in udafs.values():
@@ -129,13 +193,30 @@ class StateCatalog:
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """Which checkpoint is read, and what the job committed with it."""
-        return self._reader.checkpoint
+        """Which checkpoint is read, and what the job committed with it; of a live catalog the newest one.
+
+        Raises `CheckpointNotFoundError` before the first.
+        """
+        if (found := self._states.now().manifest.checkpoint) is None:
+            raise CheckpointNotFoundError("there is no checkpoint yet")
+        return found
 
     @property
     def tables(self) -> list[str]:
-        """The names of the tables of the checkpoint."""
-        return sorted(self._reader.tables)
+        """The names of the tables there are."""
+        return sorted(self._names())
+
+    @property
+    def reads(self) -> ReadMetrics:
+        """What the queries of this catalog have read so far."""
+        count, (requests, fetched) = asdict(self._count), self._states.fetched()
+        return ReadMetrics(
+            stored_bytes=count.pop("bytes"),
+            read_bytes=count.pop("bytes_read"),
+            requests=requests,
+            fetched_bytes=fetched,
+            **count,
+        )
 
     @property
     def context(self) -> SessionContext:
@@ -145,15 +226,18 @@ class StateCatalog:
     def sql(self, query: str) -> DataFrame:
         """Plan a query; it runs when the DataFrame is collected, and while the catalog is open.
 
+        Of a live catalog all its tables are of one moment, that of this call, however late it is collected.
+
         Raises ``ValueError`` for a query that cannot be planned, and the errors of the store for checkpoints that
         are not kept and tables that cannot be read. What goes wrong later, DataFusion reports in words only;
         `query` raises it as what it is.
         """
         options = SQLOptions().with_allow_ddl(False).with_allow_dml(False).with_allow_statements(False)
-        try:
-            return self._context.sql_with_options(query, options)
-        except Exception as error:  # the binding raises bare exceptions
-            raise self._told(error) from error
+        with self._states.planning():
+            try:
+                return self._context.sql_with_options(query, options)
+            except Exception as error:  # the binding raises bare exceptions
+                raise self._told(error) from error
 
     def query(self, query: str) -> pa.RecordBatchReader:
         """Run a query; the answer is a stream, computed as it is read. Raises as `sql`, also while it is read."""
@@ -173,31 +257,40 @@ class StateCatalog:
     def table(self, name: str, at: At | None = None) -> Relation:
         """A table, for everything that takes an Arrow stream: DuckDB, Polars, pandas, pyarrow. Rows as in ``state``.
 
-        ``at``: another kept checkpoint, or the name of a savepoint.
+        ``at``: a kept checkpoint, or the name of a savepoint. Of a live catalog the moment of this call; see `moment`
+        for several tables.
         Raises ``KeyError`` when there is no such table, `CheckpointNotFoundError`, and `SchemaMismatchError` or
         `UnsupportedAggregateError` when its states cannot be finalised here.
         """
-        reader = self._kept.at(at)
-        table = reader.table(name)
-        return self._relation(table.result_schema, partial(_rows, table), inline=table.inline)
+        shown: Moment = self._states.now() if at is None else self._states.at(at)
+        return self._table_of(shown, name)
+
+    def moment(self, *names: str) -> dict[str, Relation]:
+        """Several tables of one moment, by their names (default: all). Raises as `table`."""
+        shown = self._states.now()
+        return {name: self._table_of(shown, name) for name in names or sorted(shown.tables)}
 
     def raw_table(self, name: str) -> Relation:
         """A table with the partial states as they are stored; other tables as they are. Raises ``KeyError``."""
-        table = self._reader.raw_table(name)
+        shown = self._states.now()
+        table = shown.raw_table(name)
         if table.spec.aggregation is None:
-            return self.table(name)
-        return self._relation(table.spec.schema, partial(_states, table))
+            return self._table_of(shown, name)
+        return self._relation(table.spec.schema, partial(self._sweep, table, raw=True))
 
     def diff(self, name: str, before: At, after: At) -> Relation:
         """What changed in a table between two checkpoints; see `StateDiff` for columns and errors."""
-        diff = StateDiff.of(name, self._kept.at(before), self._kept.at(after))
+        diff = StateDiff.of(name, self._states.at(before), self._states.at(after))
         return self._relation(diff.schema, lambda _: diff.rows(), inline=diff.inline)
 
     def close(self) -> None:
-        """Let go of every checkpoint and stop every thread; queries that were planned cannot run any more."""
+        """Let go of every checkpoint and stop every thread; queries that were planned cannot run any more.
+
+        What a live catalog shows stays open.
+        """
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._spool.cleanup()
-        self._kept.close()
+        self._states.close()
 
     def __enter__(self) -> StateCatalog:
         return self
@@ -206,14 +299,31 @@ class StateCatalog:
         self.close()
 
     def _repr_html_(self) -> str:
-        return display.catalog(self.checkpoint, self._reader.url, self._reader.manifest, SYSTEM_TABLES)
+        shown = self._states.now()
+        return display.catalog(shown.manifest.checkpoint, shown.url, shown.manifest, SYSTEM_TABLES)
+
+    def _names(self) -> frozenset[str]:
+        return frozenset(self._states.now().tables)
+
+    def _table_of(self, shown: Moment, name: str) -> Relation:
+        table = shown.table(name)
+        layout = table.layout
+        return self._relation(layout.result_schema, partial(self._sweep, table), inline=layout.inline)
+
+    def _sweep(
+        self, table: SweptTable, predicate: pc.Expression | None, *, raw: bool = False
+    ) -> Iterator[pa.RecordBatch]:
+        with table.sweep(predicate, count=self._count, range_bytes=self._range_bytes) as sweep:
+            yield from sweep.states() if raw else sweep.rows()
+
+    def _state_or_system_table(self, name: str) -> Relation:
+        return self.table(name) if name in self._names() else self._system_table(name)
 
     def _system_table(self, name: str) -> Relation:
+        shown = self._states.now()
+
         def rows(_: pc.Expression | None) -> Iterator[pa.RecordBatch]:
-            if name == "checkpoints":
-                yield from checkpoints(self._reader.kept()).to_batches()
-            else:
-                yield from system_table(name, self._reader.manifest).to_batches()
+            yield from system_table(name, shown).to_batches()
 
         return self._relation(SYSTEM_TABLES[name], rows)
 
@@ -280,73 +390,19 @@ class StateCatalog:
 class _Schema(SchemaProvider):
     """Tables that are made when a query names them."""
 
-    def __init__(self, names: frozenset[str], provide: Callable[[str], RelationDataset]) -> None:
+    def __init__(self, names: Callable[[], frozenset[str]], provide: Callable[[str], RelationDataset]) -> None:
         self._names = names
         self._provide = provide
 
     @property
     def table_names(self) -> list[str]:  # type: ignore[override]  # the binding reads an attribute
-        return sorted(self._names)
+        return sorted(self._names())
 
     def table_exist(self, name: str) -> bool:
-        return name in self._names
+        return name in self._names()
 
     def table(self, name: str) -> Any:
-        return self._provide(name) if name in self._names else None
-
-
-class _Checkpoints:
-    """The checkpoint that was opened, and others of its store, opened when they are asked for; thread-safe."""
-
-    def __init__(self, current: CheckpointReader, opened: Callable[..., CheckpointReader]) -> None:
-        self.current = current
-        self._open = opened
-        # State below is protected by _lock.
-        self._lock = threading.Lock()
-        self._others: dict[At, CheckpointReader] = {}
-        self._closed = False
-
-    def at(self, at: At | None) -> CheckpointReader:
-        """The reader of a checkpoint. Raises `CheckpointNotFoundError`, `CheckpointGoneError`."""
-        if at is None or at == int(self.current.checkpoint.checkpoint_id):
-            return self.current
-        with self._lock:
-            if self._closed:
-                raise StoreClosedError(f"{self.current.url}: the catalog is closed")
-            if at not in self._others:
-                self._others[at] = self._opened(at)
-            return self._others[at]
-
-    def _opened(self, at: At) -> CheckpointReader:
-        if isinstance(at, str):
-            return self._open(savepoint=at)
-        try:
-            return self._open(at)
-        except CheckpointNotFoundError as error:
-            latest = self.current.latest()
-            for name, savepoint in latest.savepoints.items():
-                if savepoint.checkpoint_id == at:
-                    return self._open(savepoint=name)
-            if 0 < at <= latest.checkpoint_id:
-                raise CheckpointGoneError(f"{error}; it was there and is kept no longer") from error
-            raise
-
-    def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            readers, self._others = [self.current, *self._others.values()], {}
-        for reader in readers:
-            reader.close()
-
-
-def _rows(table: CheckpointTable, predicate: pc.Expression | None) -> Iterator[pa.RecordBatch]:
-    with table.sweep(predicate) as sweep:
-        yield from sweep.rows()
-
-
-def _states(table: CheckpointTable, predicate: pc.Expression | None) -> Iterator[pa.RecordBatch]:
-    with table.sweep(predicate) as sweep:
-        yield from sweep.states()
+        return self._provide(name) if name in self._names() else None
 
 
 def _literals(args: tuple[Any, ...], count: int, usage: str) -> list[Any]:

@@ -18,7 +18,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,20 +29,25 @@ import pyarrow.compute as pc
 from statebackend import display
 from statebackend.backend import Checkpoint, LookupResult, Matches
 from statebackend.cache import BlockCache, BlockReader, CachePool
+from statebackend.compaction import CompactionPlan
 from statebackend.errors import (
     CheckpointGoneError,
     CheckpointNotFoundError,
     ObjectMissingError,
-    SchemaMismatchError,
     StateStoreError,
 )
+from statebackend.inspect_metrics import look_metrics
 from statebackend.keys import Hasher
 from statebackend.manifest import Manifest, Pin, TableState
 from statebackend.manifest_store import Clock, new_id
 from statebackend.merge import HashRange, TableLayout
+from statebackend.metrics import Sample
+from statebackend.objectstore_counting import CountingObjectStore
 from statebackend.retention import KeptCheckpoint, RenewalCommit
 from statebackend.runtime import IsolatedRuntime
-from statebackend.sweep import Sweep
+from statebackend.settings import StoreSettings
+from statebackend.states_check import require_same_states
+from statebackend.sweep import SWEEP_BYTES, ReadCount, Sweep
 from statebackend.table import LsmTable
 from statebackend.tables import TableSpec
 from statebackend.toolbox import Options, RootOptions, Toolbox, open_toolbox
@@ -118,7 +123,8 @@ class CheckpointReader:
     ) -> None:
         # Constant after construction.
         self.url = tools.url
-        self.reader = BlockReader(tools.objects, cache)
+        self._counting = CountingObjectStore(tools.objects)
+        self.reader = BlockReader(self._counting, cache)
         self.lock = threading.RLock()
         self._runtime = runtime
         self._tools = tools
@@ -178,11 +184,25 @@ class CheckpointReader:
         return self._runtime.call(self._tools.latest)
 
     def kept(self) -> list[KeptCheckpoint]:
-        """Every checkpoint that the store keeps now: the retained ones and the savepoints, oldest first.
+        """Every checkpoint that the store keeps now; see `Toolbox.all_kept`."""
+        return self._runtime.call(self._tools.all_kept)
 
-        What is let go of while it is read is left out.
-        """
-        return self._runtime.call(self._all_kept)
+    def unflushed(self) -> Mapping[str, tuple[int, int]]:
+        """A checkpoint has no rows outside of files."""
+        return {}
+
+    def samples(self) -> list[Sample]:
+        """What can be known of the store from outside, see `look_metrics`; the storage is listed."""
+        return self._runtime.call(lambda: look_metrics(self._tools))
+
+    def merges(self) -> tuple[StoreSettings, tuple[CompactionPlan, ...]]:
+        """By which settings merges are taken to be due; those under way are known to whoever merges only."""
+        return StoreSettings(), ()
+
+    @property
+    def fetched(self) -> tuple[int, int]:
+        """Requests for parts of tables so far, and the bytes that they brought."""
+        return self._counting.fetched
 
     def close(self) -> None:
         """End the pin, as far as the storage allows, and stop every thread."""
@@ -239,16 +259,6 @@ class CheckpointReader:
         except CheckpointNotFoundError as error:
             raise CheckpointGoneError(f"{self.url}: {error}; open a newer one") from error
 
-    async def _all_kept(self) -> list[KeptCheckpoint]:
-        latest = await self._tools.latest()
-        wanted: list[tuple[int | None, str | None]] = [(int(r.checkpoint_id), None) for r in latest.retained]
-        wanted += [(None, name) for name in latest.savepoints]
-        found = []
-        for checkpoint_id, savepoint in wanted:
-            with suppress(CheckpointNotFoundError, ObjectMissingError):
-                found.append(await self._tools.kept(latest, checkpoint_id, savepoint))
-        return sorted(found, key=lambda kept: kept.checkpoint_id)
-
     def _state(self, name: str) -> TableState:
         if (state := self._kept.manifest.tables.get(name)) is None:
             raise KeyError(f"{self.url}: no table {name!r}; there are {sorted(self._kept.manifest.tables)}")
@@ -259,11 +269,7 @@ class CheckpointReader:
 
     def _open(self, state: TableState) -> LsmTable:
         layout = TableLayout.of(state.spec, Hasher(), self._udafs, state.history)
-        if state.fingerprint is not None and state.fingerprint != layout.fingerprint:
-            raise SchemaMismatchError(
-                f"{self.url}: table {state.spec.name!r} holds states of layout {state.fingerprint}, "
-                f"this DataFusion makes {layout.fingerprint}"
-            )
+        require_same_states(state.spec, layout, state.spec, self.url, state.fingerprint)
         return self._table(state, layout)
 
 
@@ -303,21 +309,15 @@ class CheckpointTable:
         """Its stored form and merge rule."""
         return self._table.layout
 
-    @property
-    def inline(self) -> bool:
-        """Whether `Sweep.rows` needs no threads of DataFusion."""
-        merger = self._table.layout.merger
-        return merger is None or merger.simple
-
-    @property
-    def result_schema(self) -> pa.Schema:
-        """The columns of the rows of `Sweep.rows`: of an aggregate table the finalised results."""
-        merger = self._table.layout.merger
-        return self.spec.schema if merger is None else merger.result_schema
-
-    def sweep(self, predicate: pc.Expression | None = None) -> AbstractContextManager[Sweep]:
+    def sweep(
+        self,
+        predicate: pc.Expression | None = None,
+        *,
+        count: ReadCount | None = None,
+        range_bytes: int = SWEEP_BYTES,
+    ) -> AbstractContextManager[Sweep]:
         """The whole table in pieces of bounded size; see `LsmTable.sweep`. Not limited to what fits in memory."""
-        return self._table.sweep(predicate)
+        return self._table.sweep(predicate, count=count, range_bytes=range_bytes)
 
     def lookup(self, keys: pa.RecordBatch) -> LookupResult:
         """The row of each key; see `StateTable.lookup`."""

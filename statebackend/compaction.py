@@ -33,7 +33,16 @@ from statebackend.sstable import SSTableMeta
 from statebackend.sstable_index import SSTableIndex
 from statebackend.tables import TableOrder, TableSpec
 
-__all__ = ["CompactionBacklog", "CompactionPlan", "KeyRange", "backlog", "merge_all", "plan_compaction", "plan_ranges"]
+__all__ = [
+    "CompactionBacklog",
+    "CompactionPlan",
+    "KeyRange",
+    "backlog",
+    "merge_all",
+    "plan_compaction",
+    "plan_ranges",
+    "plans_due",
+]
 
 _GROWTH = 2
 """How many times larger than what is merged a run may be and still join. With 1, flushes of falling
@@ -90,6 +99,16 @@ def plan_compaction(
         if bytes_max is None or plan.nbytes <= bytes_max:
             return plan
     return None
+
+
+def plans_due(manifest: Manifest, settings: StoreSettings, busy: Collection[str] = ()) -> list[CompactionPlan]:
+    """For every table with too many flushed files, what would be merged next; ``busy`` as in `plan_compaction`."""
+    stretches = {name: _idle_stretch(state, busy) for name, state in sorted(manifest.tables.items())}
+    return [
+        _plan(manifest, name, settings, stretch)
+        for name, stretch in stretches.items()
+        if _flushed(stretch) > settings.l0_files_max
+    ]
 
 
 def merge_all(manifest: Manifest, table: str) -> CompactionPlan | None:

@@ -205,6 +205,12 @@ class Compactor:
         return replace(self._stats, merging=merging, backlog=backlog(self._committer.manifest, self._settings))
 
     @property
+    def merging(self) -> tuple[CompactionPlan, ...]:
+        """The merges under way here; for any thread."""
+        plans = (lane.plan for lane in self._lanes)
+        return tuple(plan for plan in plans if plan is not None)
+
+    @property
     def running(self) -> bool:
         """Whether a merge, or the wait for a turn, is under way."""
         return any(lane.taken for lane in self._lanes)

@@ -39,7 +39,7 @@ def checkpoint_tables(of: Checkpoint, url: str, state: Manifest) -> Markup:
     return card(f"checkpoint {of.checkpoint_id} of {url}", "CheckpointReader", _made(of), _tables(state), _job(of.job))
 
 
-def catalog(of: Checkpoint, url: str, state: Manifest, system: Iterable[str]) -> Markup:
+def catalog(of: Checkpoint | None, url: str, state: Manifest, system: Iterable[str]) -> Markup:
     """What can be asked: the tables with their columns, and the names under which SQL knows them."""
     rows = [
         (sql_name("state", name), _columns(table.spec), *_sizes(table)) for name, table in sorted(state.tables.items())
@@ -48,7 +48,7 @@ def catalog(of: Checkpoint, url: str, state: Manifest, system: Iterable[str]) ->
     return card(
         f"state of {url}",
         "StateCatalog",
-        _made(of),
+        facts({"checkpoint": "none yet"}) if of is None else _made(of),
         grid(("table", "columns", "stored rows", "bytes"), rows, right=("bytes",)),
         facts({"also": 'raw."TABLE"', "other checkpoints": ", ".join(asked)}),
         facts({"system": ", ".join(f"system.{name}" for name in sorted(system))}),

@@ -268,6 +268,7 @@ class MemtableFlusher:
             tables=request.tables,
             files=files,
             retained_max=self._settings.retained_checkpoints,
+            duration_ms=round((self._clock.monotonic() - request.started) * 1000),
         )
         manifest = await self.write_manifest_safely(commit.apply)
         self._committed_mark = request.low_mark

@@ -19,7 +19,7 @@ from statebackend.objectstore_base import ObjectStore
 from statebackend.observer import table_metrics
 from statebackend.toolbox import Options, Toolbox, with_store
 
-__all__ = ["inspect_metrics"]
+__all__ = ["inspect_metrics", "look_metrics"]
 
 
 def inspect_metrics(url: str, *, storage_options: Options = None) -> list[Sample]:
@@ -28,23 +28,24 @@ def inspect_metrics(url: str, *, storage_options: Options = None) -> list[Sample
     Orphans are SSTables that no kept manifest names: garbage, or of a checkpoint under way. Raises
     `CheckpointNotFoundError` when there is no store, `CorruptionError` when a kept manifest cannot be read.
     """
+    return with_store(url, storage_options, look_metrics, allow_unsafe_create=True)
 
-    async def look(tools: Toolbox) -> list[Sample]:
-        await tools.latest()  # or there is no store
-        found = await GarbageCollector(tools.objects, tools.manifests).look()
-        named = {name for manifest in found.kept.values() for name in manifest.files}
-        orphans = [name for name in found.sstables if name not in named]
-        sizes = await asyncio.gather(*(_size(tools.objects, name) for name in orphans))
-        samples = [
-            *_identity(found.latest, tools.objects.describe(), tools.clock.now_ms()),
-            *_kept(found),
-            *gauge("orphan_files", len(orphans), "SSTables that no kept manifest names."),
-            *gauge("orphan_bytes", sum(sizes), "Their bytes.", "bytes"),
-            *_tables(found.latest),
-        ]
-        return sorted(samples, key=lambda s: s.name)
 
-    return with_store(url, storage_options, look, allow_unsafe_create=True)
+async def look_metrics(tools: Toolbox) -> list[Sample]:
+    """The figures of `inspect_metrics`, of a store that is open for a tool."""
+    await tools.latest()  # or there is no store
+    found = await GarbageCollector(tools.objects, tools.manifests).look()
+    named = {name for manifest in found.kept.values() for name in manifest.files}
+    orphans = [name for name in found.sstables if name not in named]
+    sizes = await asyncio.gather(*(_size(tools.objects, name) for name in orphans))
+    samples = [
+        *_identity(found.latest, tools.objects.describe(), tools.clock.now_ms()),
+        *_kept(found),
+        *gauge("orphan_files", len(orphans), "SSTables that no kept manifest names."),
+        *gauge("orphan_bytes", sum(sizes), "Their bytes.", "bytes"),
+        *_tables(found.latest),
+    ]
+    return sorted(samples, key=lambda s: s.name)
 
 
 def _identity(latest: Manifest, url: str, now_ms: int) -> Iterator[Sample]:

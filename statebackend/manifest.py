@@ -98,11 +98,18 @@ class TableCut:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetainedCheckpoint:
-    """A checkpoint that stays restorable: the manifest that holds it."""
+    """A checkpoint that stays restorable: the manifest that holds it, and what it took to write it.
+
+    ``rows_written`` and ``bytes_written`` of its SSTables; ``duration_ms`` from the barrier until everything but the
+    manifest was durable. All zero for one that was not cut at a barrier (a rollback, the first of a branch).
+    """
 
     checkpoint_id: CheckpointId
     manifest_number: ManifestNumber
     created_ms: int
+    rows_written: int = 0
+    bytes_written: int = 0
+    duration_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,9 +211,16 @@ class Manifest:
         """The latest checkpoint, as a user sees it, or None before the first."""
         if not self.checkpoint_id:
             return None
-        number = self.retained[-1].manifest_number if self.retained else self.number
-        created = self.retained[-1].created_ms if self.retained else self.created_ms
-        return Checkpoint(checkpoint_id=self.checkpoint_id, manifest_number=number, created_ms=created, job=self.job)
+        last = self.retained[-1] if self.retained else None
+        return Checkpoint(
+            checkpoint_id=self.checkpoint_id,
+            manifest_number=self.number if last is None else last.manifest_number,
+            created_ms=self.created_ms if last is None else last.created_ms,
+            job=self.job,
+            bytes_written=0 if last is None else last.bytes_written,
+            rows_written=0 if last is None else last.rows_written,
+            duration_s=0.0 if last is None else last.duration_ms / 1000,
+        )
 
     @property
     def files(self) -> dict[str, SSTableMeta]:
@@ -282,7 +296,7 @@ class CheckpointCommit:
     """One barrier, ready to be committed: the files flushed for it and everything else it says.
 
     ``owner`` names the writer in ``low_marks``; ``low_mark`` is the last sequence frozen before
-    the barrier; ``tables`` the tables known at the barrier.
+    the barrier; ``tables`` the tables known at the barrier; ``duration_ms`` from there until ``files`` were durable.
     """
 
     checkpoint_id: CheckpointId
@@ -292,6 +306,7 @@ class CheckpointCommit:
     tables: Mapping[str, TableCut]
     files: Mapping[str, Sequence[SSTableMeta]]
     retained_max: int
+    duration_ms: int = 0
 
     def apply(self, manifest: Manifest) -> Manifest:
         """The manifest with this checkpoint; unchanged when it already holds it."""
@@ -304,8 +319,14 @@ class CheckpointCommit:
             new = tuple(f for f in self.files.get(name, ()) if f.sequence > marked)
             state = replace(old, spec=cut.spec, history=cut.history, files=old.files + new)
             tables[name] = state.expired(cut.watermark)
+        written = [f for files in self.files.values() for f in files]
         kept = RetainedCheckpoint(
-            checkpoint_id=self.checkpoint_id, manifest_number=manifest.number, created_ms=manifest.created_ms
+            checkpoint_id=self.checkpoint_id,
+            manifest_number=manifest.number,
+            created_ms=manifest.created_ms,
+            rows_written=sum(f.rows for f in written),
+            bytes_written=sum(f.size for f in written),
+            duration_ms=self.duration_ms,
         )
         return replace(
             manifest.without_expired(),

@@ -24,7 +24,7 @@ __all__ = ["check_manifest"]
 
 _MS_MAX = 253_402_300_799_999
 """The last millisecond of the year 9999: what calendars can show."""
-_NUMBER_MAX = 1 << 63
+_NUMBER_MAX = 1 << 62
 """Above it a number that grows by one might not fit into the next manifest."""
 _SCALARS = frozenset([int, str, bytes, float, bool, type(None)])
 
@@ -38,6 +38,9 @@ def check_manifest(manifest: Manifest) -> None:
     for number in (manifest.number, manifest.checkpoint_id, manifest.writer_epoch, manifest.compactor_epoch):
         if not 0 <= number < _NUMBER_MAX:
             raise ValueError(f"{number} among number, checkpoint id and epochs is out of bounds")
+    for kept in manifest.retained:
+        if not all(0 <= n < _NUMBER_MAX for n in (kept.rows_written, kept.bytes_written, kept.duration_ms)):
+            raise ValueError(f"checkpoint {kept.checkpoint_id}: rows, bytes or duration are out of bounds: {kept}")
     moments = [manifest.created_ms, *(r.created_ms for r in manifest.retained)]
     copies: list[Savepoint | Branch | Pin] = [
         *manifest.savepoints.values(), *manifest.branches.values(), *manifest.pins.values(),

@@ -10,7 +10,7 @@
                        "order", "time_field", "ttl_field", "aggregation": declaration | nil,
                        "fingerprint", "watermark", "files": [[field of SSTableMeta, in order]]}},
      "job": {"sources", "watermarks", "committables", "plan"},
-     "retained": [[checkpoint_id, manifest_number, created_ms]],
+     "retained": [[checkpoint_id, manifest_number, created_ms, rows_written, bytes_written, duration_ms]],
      "savepoints": {name: [object_name, checkpoint_id, created_ms, expires_ms | nil]},
      "branches": {store id: [object_name, checkpoint_id, created_ms, url]},
      "pins": {id: [object_name, checkpoint_id, created_ms, expires_ms]},
@@ -90,7 +90,10 @@ def decode_manifest(data: bytes, name: str) -> Manifest:
             tables={table: _decode_table(table, state) for table, state in value["tables"].items()},
             job=JobState(**value["job"]),
             retained=tuple(
-                RetainedCheckpoint(checkpoint_id=c, manifest_number=n, created_ms=t) for c, n, t in value["retained"]
+                RetainedCheckpoint(
+                    checkpoint_id=c, manifest_number=n, created_ms=t, rows_written=r, bytes_written=b, duration_ms=d
+                )
+                for c, n, t, r, b, d in value["retained"]
             ),
             savepoints={
                 name: Savepoint(object_name=o, checkpoint_id=c, created_ms=t, expires_ms=e)

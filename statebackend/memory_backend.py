@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from statebackend.backend import Checkpoint, Health, JobState
 from statebackend.cache import BlockReader
 from statebackend.errors import FencedError, SchemaMismatchError, StoreClosedError
-from statebackend.ids import CheckpointId, StoreId
+from statebackend.ids import AttemptId, CheckpointId, ManifestNumber, StoreId, WriterEpoch, WriterId
 from statebackend.keys import Hasher
-from statebackend.manifest import TableCut
+from statebackend.manifest import Manifest, TableCut
 from statebackend.memtable import Piece
 from statebackend.merge import TableLayout
+from statebackend.settings import StoreSettings
+from statebackend.snapshot import StateSnapshot, with_live_tables
 from statebackend.table import LsmTable
 from statebackend.tables import TableSpec
 
@@ -115,6 +117,32 @@ class MemoryStateBackend:
             started = time.monotonic()
             cut = {name: _TableSnapshot(t.cut(), t.memtable.pieces()) for name, t in self._tables.items()}
             return self._pool.submit(self._commit, job, tuple(prepare), cut, started)
+
+    def snapshot(self, job: JobState | None = None) -> StateSnapshot:
+        """Every table at this moment, for a reader of this process; see `StateStore.snapshot`."""
+        self.check_usable()
+        with self.lock:
+            checkpoint = self._space.checkpoint
+            last = JobState() if checkpoint is None else checkpoint.job
+            nothing = Manifest(
+                number=ManifestNumber(0),
+                parent_attempt=AttemptId(""),
+                store_id=self.store_id,
+                writer_epoch=WriterEpoch(self._epoch),
+                writer_id=WriterId(""),
+                attempt_id=AttemptId(""),
+                checkpoint_id=CheckpointId(self._space.checkpoint_id),
+                created_ms=0 if checkpoint is None else checkpoint.created_ms,
+            )
+            return StateSnapshot(
+                url=f"memory state {self.store_id}",
+                manifest=with_live_tables(nothing, job or last, self._tables),
+                views={name: table.moment() for name, table in self._tables.items()},
+                location=None,
+                settings=StoreSettings(),
+                layout_of=lambda state: TableLayout.of(state.spec, self._hasher, self._udafs, state.history),
+                samples=list,
+            )
 
     def health(self) -> Health:
         """Whether the backend works; `Health.error` is the last failed checkpoint's error."""

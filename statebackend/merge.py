@@ -138,6 +138,16 @@ class TableLayout:
         return self.merger is not None and self.spec.kind is TableKind.AGGREGATE
 
     @property
+    def result_schema(self) -> pa.Schema:
+        """The columns as a reader understands them: of states the finalised results."""
+        return self.spec.schema if self.merger is None else self.merger.result_schema
+
+    @property
+    def inline(self) -> bool:
+        """Whether rows are merged and finalised without threads of DataFusion."""
+        return self.merger is None or self.merger.simple
+
+    @property
     def partition_key(self) -> list[str]:
         """The key columns that decide where a row lives: all but the time column."""
         return [k for k in self.spec.key if k != self.spec.time_field]

@@ -48,6 +48,12 @@ class CountingObjectStore:
         """The counts up to now by (method's name, kind of object); the value does not change any more."""
         return {key: counter.snapshot() for key, counter in sorted(self._counters.copy().items())}
 
+    @property
+    def fetched(self) -> tuple[int, int]:
+        """Requests that read, and the bytes that they brought."""
+        counters = list(self._counters.copy().values())
+        return sum(c.requests for c in counters), sum(c.bytes_read for c in counters)
+
     async def get(self, name: str) -> bytes:
         async with self._counted("get", name) as counter:
             data = await self._inner.get(name)

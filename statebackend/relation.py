@@ -119,7 +119,8 @@ class _Scanner:
         self._relation = relation
         self._pool = pool
         self._columns = columns
-        self._predicate = predicate
+        # DataFusion hands over a contradiction as a scalar.
+        self._predicate = pc.scalar(predicate) if isinstance(predicate, pa.Scalar) else predicate
 
     @property
     def projected_schema(self) -> pa.Schema:

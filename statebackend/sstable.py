@@ -54,6 +54,7 @@ from statebackend.settings import StoreSettings
 from statebackend.sstable_index import ENTRY, SSTableIndex
 
 __all__ = [
+    "READ_BYTES",
     "EncodedSSTable",
     "SSTableMeta",
     "encode_sstable",
@@ -66,7 +67,7 @@ _MARK = b"SSTX"
 _INDEX_SLACK = 512  # envelope, msgpack framing, place of the filter and the table's name
 _EOS_BYTES = 8
 _FILTER_BYTES_EAGER = 1 << 16  # filters up to this size are read with the index
-_READ_BYTES = 8 << 20  # of one request: large enough to make the latency of a remote store small
+READ_BYTES = 8 << 20  # of one request: large enough to make the latency of a remote store small
 _FOOTER_END = struct.Struct("<i6s")  # length of the footer, magic
 _BASE64 = re.compile(re.escape(_MARK) + rb"([A-Za-z0-9+/]+=*)")
 
@@ -197,7 +198,7 @@ async def read_filter(objects: ObjectStore, meta: SSTableMeta, index: SSTableInd
 async def read_blocks(
     objects: ObjectStore, meta: SSTableMeta, index: SSTableIndex, numbers: Sequence[int], layout: TableLayout
 ) -> list[pa.RecordBatch]:
-    """Read, check and decode some blocks; neighbours are fetched together, some `_READ_BYTES` in one request.
+    """Read, check and decode some blocks; neighbours are fetched together, some `READ_BYTES` in one request.
 
     The rows come in the newest version of the table's schema, whatever version the file was written under.
 
@@ -354,12 +355,12 @@ async def _get(objects: ObjectStore, name: str, start: int, end: int) -> bytes:
 
 
 def _requests(index: SSTableIndex, numbers: Sequence[int]) -> list[tuple[int, int]]:
-    """Runs of consecutive blocks as (first, last), of about `_READ_BYTES` at most."""
+    """Runs of consecutive blocks as (first, last), of about `READ_BYTES` at most."""
     runs: list[tuple[int, int]] = []
     gathered = 0
     for number in sorted(numbers):
         length = int(index.entries[number]["length"])
-        if runs and number == runs[-1][1] + 1 and gathered + length <= _READ_BYTES:
+        if runs and number == runs[-1][1] + 1 and gathered + length <= READ_BYTES:
             runs[-1] = (runs[-1][0], number)
             gathered += length
         else:

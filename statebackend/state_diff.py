@@ -67,7 +67,7 @@ class StateDiff:
         A name that is taken already by a key column gets underscores behind it.
         """
         table = self._table
-        key, rows = table.spec.key, table.result_schema
+        key, rows = table.spec.key, table.layout.result_schema
         names = list(key)
         fields = [rows.field(name) for name in key]
         for field in rows:
@@ -80,7 +80,7 @@ class StateDiff:
     @property
     def inline(self) -> bool:
         """Whether `rows` needs no threads of DataFusion."""
-        return self._table.inline
+        return self._table.layout.inline
 
     def rows(self) -> Iterator[pa.RecordBatch]:
         """The differences, in pieces of bounded size, in no particular order."""
@@ -103,7 +103,7 @@ class StateDiff:
         if old is not None and new is not None and chosen[0] == chosen[1] and _none_died(old, new, chosen[0]):
             return None
         before, after = (
-            _one(self._table.result_schema, [] if sweep is None else sweep.rows_of(keys, blocks))
+            _one(self._table.layout.result_schema, [] if sweep is None else sweep.rows_of(keys, blocks))
             for sweep, blocks in zip((old, new), chosen, strict=True)
         )
         return self._compare(before, after)
@@ -112,7 +112,7 @@ class StateDiff:
         """The differences of two sets of rows, each with at most one row of a key."""
         spec = self._table.spec
         places = _match(self._table.layout, old, new)
-        values = [name for name in self._table.result_schema.names if name not in spec.key]
+        values = [name for name in self._table.layout.result_schema.names if name not in spec.key]
         both = np.flatnonzero((places >= 0).all(axis=1))
         if len(both) and values:
             here, there = (pa.array(places[both, side]) for side in (0, 1))

@@ -40,6 +40,7 @@ from statebackend.objectstore_stack import ObjectStoreStack
 from statebackend.observer import StoreObserver
 from statebackend.runtime import IsolatedRuntime
 from statebackend.settings import StoreSettings
+from statebackend.snapshot import StateSnapshot, StoreLocation, with_live_tables
 from statebackend.sstable import EncodedSSTable
 from statebackend.states_check import require_same_states
 from statebackend.table import LsmTable
@@ -71,6 +72,7 @@ class StateStore:
         hasher: Hasher,
         udafs: Mapping[str, AggregateUDF],
         budget: MemoryBudget,
+        location: StoreLocation | None,
     ) -> None:
         objects = stack.top
         # Constant after construction.
@@ -81,6 +83,7 @@ class StateStore:
         self.lock = threading.RLock()
         self._runtime = runtime
         self._budget = budget
+        self._location = location
         self._clock = clock
         self._hasher = hasher
         self._udafs = udafs
@@ -151,10 +154,13 @@ class StateStore:
             )  # fmt: skip
             fenceable, found = runtime.call(_take_over(stack.top, clock, rng, settings), None)
             stack = stack.cached(settings, runtime.io_executor, fenceable.manifest.store_id)
+            location = None if objects is not None else StoreLocation(
+                url=os.fspath(url), storage_options=storage_options, root_options=root_options
+            )  # fmt: skip
             stack.rooted.use({number: root.url for number, root in found.roots.items()})
             store = cls(
                 os.fspath(url), stack, fenceable, found, runtime, settings, clock, rng,
-                hasher or Hasher(), dict(udafs or {}), memory,
+                hasher or Hasher(), dict(udafs or {}), memory, location,
             )  # fmt: skip
             if settings.compaction == "process":
                 child = CompactorProcess(store.url, settings, storage_options, root_options, runtime, clock)
@@ -237,6 +243,27 @@ class StateStore:
                 raise ValueError(f"{self.url}: the store belongs to a job with sources {sorted(self._job.sources)}")
             future = self.checkpoint(self._job)
         return future.result()
+
+    def snapshot(self, job: JobState | None = None) -> StateSnapshot:
+        """Every table at this moment, for a reader of this process; from any thread.
+
+        It is a moment between two calls of `LsmTable.write` and the like; for one between two batches of a job, ask the
+        job. ``job``: its positions now; None: those of the last barrier.
+        """
+        self.check_usable()
+        with self.lock:
+            snapshot = StateSnapshot(
+                url=self.url,
+                manifest=with_live_tables(self._manifest, job or self._job, self._tables),
+                views={name: table.moment() for name, table in self._tables.items()},
+                location=self._location,
+                settings=self.settings,
+                layout_of=self._layout_for_results,
+                samples=self.samples,
+                merging=self._compactor.merging,
+            )
+            self.reader.hold(snapshot.manifest.files.values(), snapshot)
+        return snapshot
 
     def health(self) -> Health:
         """What the background work is doing; `Health.error` keeps a failure until work succeeds again."""
@@ -340,6 +367,12 @@ class StateStore:
                 if (state := manifest.tables.get(name)) is not None:
                     table.flushed(low_mark, state.files)
         self.reader.forget(gone)
+
+    def _layout_for_results(self, state: TableState) -> TableLayout:
+        """The layout of a table that nobody has open, to finalise its states."""
+        layout = TableLayout.of(state.spec, self._hasher, self._udafs, state.history)
+        require_same_states(state.spec, layout, state.spec, self.url, state.fingerprint)
+        return layout
 
     def _layout_of(self, state: TableState) -> TableLayout:
         """The layout of a table for a merge, whether this process opened it or not."""

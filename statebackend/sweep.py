@@ -1,11 +1,11 @@
 """Reads a whole table in bounded memory: one range of its physical order after the other.
 
 The ranges are those of a compaction (`plan_ranges`): cut where blocks begin, each of a bounded number of bytes, and
-never through a key. So every range is merged, or finalised, for itself.
+never through a key. So every range is merged, or finalised, for itself. A predicate leaves out files and blocks
+beforehand, see ``pruning.py``.
 
-Blocks may be left out beforehand by a predicate on the time column. That is sound, since the time is part of
-the key: all versions of a row have the same. Whether a predicate can be true for some block is decided by Arrow, which
-simplifies it under the guarantee that the time lies in the range of the block (`may_match`); nothing is parsed here.
+Rows that are in no file yet are sorted and not merged when partial states are read: finalising merges them anyway, and
+needs no threads of DataFusion, which may be waiting for these very rows (see ``relation.py``).
 
 Invariants:
 
@@ -15,22 +15,23 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
-from pyarrow.fs import LocalFileSystem
 
+from statebackend.cache import OpenFile
 from statebackend.compaction import KeyRange, plan_ranges
+from statebackend.pruning import Pruning
+from statebackend.sstable import SSTableMeta
 from statebackend.sstable_index import SSTableIndex
-from statebackend.table_view import TableView
-from statebackend.tables import TableKind, TableSpec
+from statebackend.table_view import TableView, gather
+from statebackend.tables import TableKind
 
-__all__ = ["SWEEP_BYTES", "Selection", "Sweep", "may_match"]
+__all__ = ["SWEEP_BYTES", "ReadCount", "Selection", "Sweep"]
 
 SWEEP_BYTES = 16 << 20
 """Bytes of decoded blocks that are merged at once, about."""
@@ -39,33 +40,65 @@ Selection = Mapping[str, tuple[int, ...]]
 """Numbers of blocks by the name of their file."""
 
 
+@dataclass(slots=True)
+class ReadCount:
+    """What sweeps have chosen to read, and from how much. Added to by several threads: figures for people.
+
+    ``files``, ``blocks``, ``bytes``: of the tables; ``files_read``, ``blocks_read``, ``bytes_read``: what was not left
+    out for the sake of a predicate, in bytes as stored. A block that lies across two ranges is counted twice.
+    """
+
+    files: int = 0
+    files_read: int = 0
+    blocks: int = 0
+    blocks_read: int = 0
+    bytes: int = 0
+    bytes_read: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Sweep:
     """One moment of a table, to be read range by range.
 
-    ``memory``: what is in no file yet, as one sorted stored piece; ``indexes`` of all files of the view, by name;
-    ``wanted``: by file, which blocks to read, of a file that is not in it all.
+    ``memory``: what is in no file yet, as one sorted stored piece; ``indexes`` of the files that may hold wanted rows,
+    by name; ``wanted``: by file, which blocks to read, of a file that is not in it all.
     """
 
     view: TableView
     memory: pa.RecordBatch
     indexes: Mapping[str, SSTableIndex]
     wanted: Mapping[str, npt.NDArray[np.bool_]]
+    count: ReadCount
+    range_bytes: int = SWEEP_BYTES
 
     @classmethod
-    def of(
+    def begin(
         cls,
         view: TableView,
-        memory: pa.RecordBatch,
-        indexes: Mapping[str, SSTableIndex],
         predicate: pc.Expression | None = None,
+        count: ReadCount | None = None,
+        range_bytes: int = SWEEP_BYTES,
     ) -> Sweep:
-        """``predicate``: only rows that match it are wanted, so that blocks without any need not be read."""
-        spec = view.layout.spec
-        wanted = {}
-        if predicate is not None and spec.time_field is not None:
-            wanted = {name: may_match(predicate, spec, index) for name, index in indexes.items()}
-        return cls(view, memory, indexes, wanted)
+        """Read the indexes that are needed.
+
+        ``predicate``: only rows that match it are wanted. ``count``: where to count what is read. ``range_bytes``: of
+        decoded blocks to merge at once.
+        """
+        # Not reduced: that may need threads of DataFusion.
+        layout = replace(view.layout, merger=None)
+        memory = layout.merge([
+            layout.to_stored(p.batch) if view.layout.reduces else p.to_stored(layout) for p in view.pieces
+        ])  # fmt: skip
+        count = count if count is not None else ReadCount()
+        pruning = None if predicate is None else Pruning.of(view.layout, predicate)
+        files = list(view.files) if pruning is None else pruning.files(view.files)
+        opened = _opened(view, files, filters=pruning is not None and pruning.known is not None)
+        wanted = {} if pruning is None else {f.meta.name: pruning.blocks(f) for f in opened}
+        count.files += len(view.files)
+        count.files_read += sum(bool(wanted[f.meta.name].any()) if wanted else True for f in opened)
+        count.bytes += sum(f.size for f in view.files)
+        count.blocks += sum(len(f.index.entries) for f in opened)
+        return cls(view, memory, {f.meta.name: f.index for f in opened}, wanted, count, range_bytes)
 
     def rows(self) -> Iterator[pa.RecordBatch]:
         """Live rows as a reader understands them: of an aggregate table the finalised results."""
@@ -77,9 +110,13 @@ class Sweep:
         for keys in self.ranges():
             yield from self._states_of(keys, self.selection(keys))
 
-    def ranges(self, bytes_max: int = SWEEP_BYTES) -> list[KeyRange]:
+    def ranges(self) -> list[KeyRange]:
         """Ranges that cover the table."""
-        return plan_ranges(self.view.layout.spec, list(self.indexes.values()), bytes_max)
+        wanted = [
+            SSTableIndex(index.entries[self.wanted[name]]) if name in self.wanted else index
+            for name, index in self.indexes.items()
+        ]
+        return plan_ranges(self.view.layout.spec, wanted, self.range_bytes)
 
     def selection(self, keys: KeyRange) -> Selection:
         """The blocks that may hold wanted rows of the range."""
@@ -114,26 +151,20 @@ class Sweep:
         """Stored rows of the range, not merged, from oldest to newest; each piece is sorted."""
         files = [meta for meta in self.view.files if meta.name in selection]
         blocks = self.view.blocks(files, lambda meta, _: selection[meta.name])
+        for name, numbers in selection.items():
+            self.count.blocks_read += len(numbers)
+            self.count.bytes_read += int(self.indexes[name].entries["length"][list(numbers)].sum())
         pieces = (*(block.batch for block in blocks), self.memory)
         return [piece[keys.select(self.view.layout.order_columns(piece))] for piece in pieces]
 
 
-def may_match(predicate: pc.Expression, spec: TableSpec, index: SSTableIndex) -> npt.NDArray[np.bool_]:
-    """Which blocks may hold rows for which the predicate is true, by the times in them.
+def _opened(view: TableView, files: Sequence[SSTableMeta], *, filters: bool) -> list[OpenFile]:
+    """The indexes of some files, and their filters if they are asked for."""
+    if not files:
+        return []
+    reader = view.reader
 
-    ``predicate`` may name any column of the table. A block of deletions alone matches nothing.
-    """
-    assert spec.time_field is not None
-    kind = spec.schema.field(spec.time_field).type
-    time = pc.field(spec.time_field)
-    # Fragments of a dataset that is never read: Arrow drops those whose guarantee contradicts the predicate.
-    form, nowhere = ds.IpcFileFormat(), LocalFileSystem()
-    spans = zip(pa.array(index.time_min).cast(kind), pa.array(index.time_max).cast(kind), strict=True)
-    fragments = [
-        form.make_fragment(str(number), nowhere, partition_expression=(time >= low) & (time <= high))
-        for number, (low, high) in enumerate(spans)
-    ]
-    blocks = ds.FileSystemDataset(fragments, spec.schema, form, nowhere)
-    keep = np.zeros(len(fragments), dtype=bool)
-    keep[[int(fragment.path) for fragment in blocks.get_fragments(predicate)]] = True
-    return keep
+    async def without_filter(meta: SSTableMeta) -> OpenFile:
+        return OpenFile(meta, await reader.index(meta), None)
+
+    return view.host.read(lambda: gather((reader.open if filters else without_filter)(meta) for meta in files))

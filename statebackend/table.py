@@ -22,8 +22,7 @@ from statebackend.points import KEYS_MAX, Key, NotInMemoryError, PointLookup
 from statebackend.probe import Row
 from statebackend.ranges import live_rows
 from statebackend.sstable import SSTableMeta
-from statebackend.sstable_index import SSTableIndex
-from statebackend.sweep import Sweep
+from statebackend.sweep import SWEEP_BYTES, ReadCount, Sweep
 from statebackend.table_view import FileHost, TableView
 from statebackend.tables import TableKind, TableOrder
 
@@ -95,19 +94,27 @@ class LsmTable(BufferedTable):
                         yield between
 
     @contextmanager
-    def sweep(self, predicate: pc.Expression | None = None) -> Iterator[Sweep]:
+    def sweep(
+        self,
+        predicate: pc.Expression | None = None,
+        *,
+        count: ReadCount | None = None,
+        range_bytes: int = SWEEP_BYTES,
+    ) -> Iterator[Sweep]:
         """This moment of the table, to be read in pieces of bounded size until the end of the block.
 
-        ``predicate``: only rows that match it are wanted; it must be applied to what is read all the same.
+        ``predicate``: only rows that match it are wanted; it must be applied to what is read all the same. ``count``
+        and ``range_bytes`` as in `Sweep.begin`.
         """
         self._host.check_usable()
         with self._view() as view:
-            memory = self.layout.merge([p.to_stored(self.layout) for p in view.pieces])
-            indexes = self._store.read(lambda: self._indexes(view.files))
-            yield Sweep.of(view, memory, indexes, predicate)
+            yield Sweep.begin(view, predicate, count, range_bytes)
 
-    async def _indexes(self, files: Sequence[SSTableMeta]) -> dict[str, SSTableIndex]:
-        return {meta.name: await self._store.reader.index(meta) for meta in files}
+    def moment(self) -> TableView:
+        """Everything at this moment; its files may go any time. The store's lock is held."""
+        pieces = (*(piece for f in self.frozen for piece in f.pieces), *self.memtable.pieces())
+        files = (*self.files, *(meta for _, meta in self.early))
+        return TableView(self.layout, self._store, files, pieces, self._watermark)
 
     def _outside(self, keys: KeyRange, start: bytes | None, end: bytes | None) -> bool:
         """Whether no key of the range can be asked for, by the first eight bytes."""

@@ -25,7 +25,7 @@ from statebackend.sstable import SSTableMeta
 from statebackend.sstable_index import SSTableIndex
 from statebackend.tables import TableOrder
 
-__all__ = ["FileHost", "TableView"]
+__all__ = ["FileHost", "TableView", "gather"]
 
 T = TypeVar("T")
 Positions = npt.NDArray[np.intp]
@@ -35,7 +35,9 @@ Hashes = npt.NDArray[np.uint64]
 class FileHost(Protocol):
     """Who reads files for a table."""
 
-    reader: BlockReader
+    @property
+    def reader(self) -> BlockReader:
+        """Through which files are read."""
 
     def read(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run a read on the store's runtime and wait for it."""
@@ -77,7 +79,7 @@ class TableView:
         absent = [meta for meta, blocks in zip(files, found, strict=True) if blocks is None]
         if absent:
             layout = self.layout
-            read = iter(self.host.read(lambda: _gather(reader.blocks(layout, meta, select) for meta in absent)))
+            read = iter(self.host.read(lambda: gather(reader.blocks(layout, meta, select) for meta in absent)))
             found = [next(read) if blocks is None else blocks for blocks in found]
         return [block for blocks in found for block in blocks or ()]
 
@@ -165,7 +167,7 @@ class TableView:
         files = [meta for meta in self.files if meta.overlaps(start, end, span)]
         found = [reader.open_now(meta) for meta in files]
         absent = [meta for meta, file in zip(files, found, strict=True) if file is None]
-        read = iter(self.host.read(lambda: _gather(reader.open(meta) for meta in absent)) if absent else ())
+        read = iter(self.host.read(lambda: gather(reader.open(meta) for meta in absent)) if absent else ())
         return [next(read) if file is None else file for file in found]
 
 
@@ -216,7 +218,7 @@ def _without(sorted_: Positions, some: Positions) -> Positions:
     return sorted_[keep]
 
 
-async def _gather(reads: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+async def gather(reads: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """The results of all reads, which run together; every one has ended before the first failure is raised."""
     outcomes = await asyncio.gather(*reads, return_exceptions=True)
     for outcome in outcomes:

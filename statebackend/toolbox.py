@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, TypeVar
 
-from statebackend.errors import CheckpointNotFoundError, CommitConflictError, CorruptionError
+from statebackend.errors import CheckpointNotFoundError, CommitConflictError, CorruptionError, ObjectMissingError
 from statebackend.ids import CheckpointId
 from statebackend.manifest import Branch, Manifest, Pin, Savepoint
 from statebackend.manifest_codec import decode_manifest, encode_manifest
@@ -94,6 +95,20 @@ class Toolbox:
                 f"{self.objects.describe()}: checkpoint {wanted} is not retained; retained are {retained}"
             )
         return KeptCheckpoint(manifest=manifest)
+
+    async def all_kept(self) -> list[KeptCheckpoint]:
+        """Every checkpoint that the store keeps now: the retained ones and the savepoints, oldest first.
+
+        What is let go of while it is read is left out.
+        """
+        latest = await self.latest()
+        wanted: list[tuple[int | None, str | None]] = [(int(r.checkpoint_id), None) for r in latest.retained]
+        wanted += [(None, name) for name in latest.savepoints]
+        found = []
+        for checkpoint_id, savepoint in wanted:
+            with suppress(CheckpointNotFoundError, ObjectMissingError):
+                found.append(await self.kept(latest, checkpoint_id, savepoint))
+        return sorted(found, key=lambda kept: kept.checkpoint_id)
 
     async def keep_copy(
         self,

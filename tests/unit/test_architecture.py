@@ -106,7 +106,7 @@ FLOORS = [
     {"runtime"},
     {"graph", "picture", "explain"},
     {"flow", "functions", "process", "stateful"},
-    {"source_driver", "pipeline", "plan_check", "report", "checkpoint", "signals", "job"},
+    {"source_driver", "pipeline", "plan_check", "report", "checkpoint", "signals", "live_state", "job"},
     {"verbs", "stream", "sql", "reading", "context"},
     {"topics", "denormalized", "testing", "exit_codes", "flights", "demo", "nexmark", "console", "cli", "__main__"},
 ]

@@ -41,7 +41,6 @@ from statebackend.cache import BlockReader
 from statebackend.cli import main
 from statebackend.compaction_tool import compact
 from statebackend.maintenance import create_savepoint
-from statebackend.sweep import SWEEP_BYTES
 from tests.support.stores import job
 
 SETTINGS = StoreSettings(block_rows=64, retained_checkpoints=3, compaction="none", gc_interval_s=None)
@@ -296,6 +295,77 @@ def test_a_predicate_on_the_time_reads_only_the_blocks_that_may_match(
     assert sum(blocks_read) >= 4000 // 64
 
 
+@pytest.mark.parametrize("order", [TableOrder.HASH, TableOrder.TIME])
+def test_a_predicate_on_the_key_reads_only_the_blocks_of_its_hash(tmp_path: Path, order: TableOrder) -> None:
+    of = aggregation(MEAN)
+    with StateStore.open(tmp_path / "db", SETTINGS) as store:
+        for batch in of.partial([windows(100)]):
+            store.table(states(of, order=order)).write(batch)
+        store.checkpoint(JobState()).result(10)
+    for predicate, rows in (
+        ("key = 'k7'", 100),
+        ("'k7' = key AND mean >= 0", 100),
+        ("key IN ('k7', 'k8')", 200),
+        ("key = 'k7' OR (key = 'k8' AND mean < 0)", 100),
+        ("key = 'nobody'", 0),
+        ("key = 'k7' AND key = 'k8'", 0),
+        ("key IS NULL", 0),
+    ):
+        with statebackend.open_state(tmp_path / "db") as catalog:
+            assert pylist(catalog, f"SELECT count(*) AS c FROM state.agg WHERE {predicate}") == [{"c": rows}]
+            reads = catalog.reads
+        if not rows:
+            assert reads.blocks_read == 0  # the filter of the file knows
+        elif order is TableOrder.HASH:
+            assert 0 < reads.blocks_read <= 6, predicate  # of 64 rows each
+            assert reads.read_bytes < reads.stored_bytes / 5
+            assert reads.fetched_bytes < reads.stored_bytes / 2  # the index among it
+    for predicate in ("key > 'k7'", "key = 'k7' OR mean < 0", "key LIKE 'k7%'", "upper(key) = 'K7'", "key <> 'k7'"):
+        with statebackend.open_state(tmp_path / "db") as catalog:
+            found = pylist(catalog, f"SELECT key, mean FROM state.agg WHERE {predicate}")
+            whole = catalog.context.from_arrow(pa.table(catalog.table("agg")))
+            assert len(found) == whole.filter(predicate).count() > 0
+
+
+def test_files_that_cannot_match_are_not_opened(tmp_path: Path) -> None:
+    with StateStore.open(tmp_path / "db", SETTINGS) as store:
+        for day in range(5):
+            at = pa.array(np.arange(100) * 1000 + day * 86_400_000).cast(LOG.schema.types[0])
+            store.table(LOG).write(pa.record_batch([at, ["x"] * 100], schema=LOG.schema))
+            store.checkpoint(job(day)).result(10)
+    with statebackend.open_state(tmp_path / "db") as catalog:
+        day = "at >= TIMESTAMP '1970-01-03T00:00:00Z' AND at < TIMESTAMP '1970-01-04T00:00:00Z'"
+        assert pylist(catalog, f"SELECT count(*) AS c FROM state.checkpoints WHERE {day}") == [{"c": 100}]
+        reads = catalog.reads
+        assert (reads.files, reads.files_read, reads.blocks, reads.blocks_read) == (5, 1, 2, 2)
+        assert reads.requests == 2  # the index and the blocks of one file
+
+
+def test_keys_of_several_columns_and_of_order_key_are_pruned_too(tmp_path: Path) -> None:
+    by_key = TableSpec(
+        name="kv",
+        schema=pa.schema([pa.field("key", pa.binary(), nullable=False), ("value", pa.int64())]),
+        key=("key",),
+        kind=TableKind.UPSERT,
+        order=TableOrder.KEY,
+    )
+    with StateStore.open(tmp_path / "db", SETTINGS) as store:
+        store.table(ORDERS).write(orders(*((i, f"i{i % 7}", float(i)) for i in range(2000)), (None, "i0", -1.0)))
+        keys = [b"%08d" % i for i in range(2000)]
+        store.table(by_key).write(pa.record_batch([keys, list(range(2000))], schema=by_key.schema))
+        store.checkpoint(job(1)).result(10)
+    for query, found in (
+        (f"SELECT price FROM {QUOTED} WHERE id = 700 AND item = 'i0'", 700.0),
+        (f"SELECT price FROM {QUOTED} WHERE id IS NULL AND item = 'i0'", -1.0),
+        ("SELECT value FROM state.kv WHERE key = arrow_cast('00000700', 'Binary')", 700),
+    ):
+        with statebackend.open_state(tmp_path / "db") as catalog:
+            [row] = pylist(catalog, query)
+            assert list(row.values()) == [found]
+            assert catalog.reads.blocks > 20
+            assert catalog.reads.blocks_read <= 2
+
+
 def test_a_difference_reads_only_what_differs(tmp_path: Path, blocks_read: list[int]) -> None:
     of = aggregation(MEAN)
     with StateStore.open(tmp_path / "db", StoreSettings(block_rows=16384, compaction="none")) as store:
@@ -312,18 +382,36 @@ def test_a_difference_reads_only_what_differs(tmp_path: Path, blocks_read: list[
     assert sum(blocks_read) < 2 * 400_000 / 16384
 
 
-def test_a_table_comes_in_pieces_of_bounded_size(tmp_path: Path) -> None:
-    rows = SWEEP_BYTES // 4  # of 17 bytes at least: key, hash, tombstone
-    spec = TableSpec(name="t", schema=pa.schema([("k", pa.int64())]), key=("k",), kind=TableKind.UPSERT)
-    with StateStore.open(tmp_path / "db", StoreSettings(block_rows=8192, compaction="none")) as store:
-        store.table(spec).write(pa.record_batch({"k": np.arange(rows)}))
-        store.checkpoint(JobState()).result(10)
-    with statebackend.open_state(tmp_path / "db", cache_bytes=1) as catalog:
-        sizes = [batch.num_rows for batch in catalog.table("t").reader()]
-        assert sum(sizes) == rows
-        assert max(sizes) * 16 <= SWEEP_BYTES + 8192 * 32
-        assert pylist(catalog, "SELECT count(DISTINCT k) AS c FROM state.t") == [{"c": rows}]
+def test_a_state_much_larger_than_the_memory_goes_through_a_query_piece_by_piece(tmp_path: Path) -> None:
+    budget, rows = 4 << 20, 40_000
+    spec = TableSpec(
+        name="t", schema=pa.schema([("k", pa.int64()), ("v", pa.binary())]), key=("k",), kind=TableKind.UPSERT
+    )
+    with StateStore.open(tmp_path / "db", StoreSettings(block_bytes=1 << 17, compaction="none")) as store:
+        noise = np.random.default_rng(0).bytes(1000 * rows)  # which no compression makes small
+        values = pa.Array.from_buffers(
+            pa.binary(),
+            rows,
+            [None, pa.py_buffer(np.arange(0, 1000 * rows + 1, 1000, dtype=np.int32)), pa.py_buffer(noise)],
+        )
+        for start in range(0, rows, rows // 4):
+            part = slice(start, start + rows // 4)
+            store.table(spec).write(pa.record_batch([np.arange(rows)[part], values[part]], schema=spec.schema))
+            store.checkpoint(JobState()).result(30)
+        del noise, values
+    with statebackend.open_state(tmp_path / "db", cache_bytes=1 << 20, memory_bytes=budget) as catalog:
+        before, held, seen = pa.total_allocated_bytes(), 0, 0
+        for batch in catalog.query("SELECT k, v FROM state.t"):
+            held, seen = max(held, pa.total_allocated_bytes() - before), seen + batch.num_rows
+            del batch
+        assert seen == rows
+        assert catalog.reads.read_bytes > 9 * budget
+        assert held < budget + (8 << 20)  # a request brings up to 8 MiB
         assert len(pylist(catalog, "SELECT k FROM state.t LIMIT 5")) == 5
+    # Sorting gathers everything, and spills.
+    with statebackend.open_state(tmp_path / "db", cache_bytes=1 << 20, memory_bytes=20 << 20) as catalog:
+        ordered = catalog.sql("SELECT k, v FROM state.t ORDER BY v").execute_stream()
+        assert sum(batch.to_pyarrow().num_rows for batch in ordered) == rows
 
 
 def test_other_engines_read_a_table_as_an_arrow_stream(url: str) -> None:
@@ -400,8 +488,70 @@ def test_system_tables_tell_what_the_manifests_know(url: str) -> None:
             sum(r["bytes"] for r in files),
         )
         assert pylist(catalog, "SELECT * FROM system.sources") == [
-            {"source": "source", "position": '{"next": 2}', "watermark": 2}
+            {"source": "source", "split": None, "position": '{"next": 2}', "watermark": 2}
         ]
+
+
+def test_system_tables_are_found_under_state_unless_the_job_has_such_a_table(url: str, tmp_path: Path) -> None:
+    with statebackend.open_state(url) as catalog:
+        assert pylist(catalog, "SELECT count(*) > 10 AS many FROM state.health") == [{"many": True}]
+        for name in ("checkpoints", "tables", "files", "compactions", "sources", "operators"):
+            assert pylist(catalog, f"SELECT * FROM state.{name}") == pylist(catalog, f"SELECT * FROM system.{name}")
+    with StateStore.open(tmp_path / "other", SETTINGS) as store:
+        store.table(LOG)
+        store.checkpoint(job(1)).result(10)
+    with statebackend.open_state(tmp_path / "other") as catalog:
+        assert pylist(catalog, "SELECT * FROM state.checkpoints") == []
+        assert len(pylist(catalog, "SELECT * FROM system.checkpoints")) == 1
+
+
+def test_what_checkpoints_and_merges_took_is_told(tmp_path: Path) -> None:
+    settings = StoreSettings(block_rows=64, compaction="none", gc_interval_s=None)
+    with StateStore.open(tmp_path / "db", settings) as store:
+        done = [store.checkpoint(job(0)).result(10)]
+        for step in range(10):
+            store.table(ORDERS).write(orders((step, "a", 1.0), (step, "b", 1.0)))
+            done.append(store.checkpoint(job(step)).result(10))
+    with statebackend.open_state(tmp_path / "db") as catalog:
+        told = pylist(catalog, "SELECT checkpoint_id, written_rows, written_bytes, duration_ms FROM state.checkpoints")
+        for row, checkpoint in zip(told, done[-len(told) :], strict=True):
+            assert row["checkpoint_id"] == checkpoint.checkpoint_id
+            assert row["written_rows"] == 2
+            assert row["written_bytes"] == checkpoint.bytes_written
+            assert 0 <= row["duration_ms"] <= checkpoint.duration_s * 1000 + 1
+        [due] = pylist(catalog, "SELECT * FROM state.compactions")
+        assert (due["table"], due["state"], due["run"], due["files"], due["rows"]) == (ORDERS.name, "due", None, 10, 20)
+        assert {"statebackend_table_l0_files"} <= {row["name"] for row in pylist(catalog, "SELECT * FROM state.health")}
+    assert main(["compact", str(tmp_path / "db"), "--all"]) == 0
+    with statebackend.open_state(tmp_path / "db") as catalog:
+        [done_] = pylist(catalog, "SELECT * FROM state.compactions")
+        assert (done_["state"], done_["files"], done_["rows"]) == ("done", 1, 20)
+        [table] = pylist(catalog, "SELECT flushed_files, sorted_runs FROM state.tables")
+        assert table == {"flushed_files": 10, "sorted_runs": 0}  # the checkpoint as it was made
+
+
+def test_operators_and_splits_are_told_with_what_they_cost(tmp_path: Path) -> None:
+    state = JobState(
+        sources={"s": {"turn": 1, "splits": {"p0": {"rows": 3}, "p1": {"rows": 4}}}, "t": {"next": 1}},
+        watermarks={"s": 5, "s/p0": 5, "s/p1": 9, "sum": 5},
+        plan={"s": {}, "t": {}, "sum": {"operator": "aggregate"}},
+    )
+    spec = TableSpec(name="sum:groups", schema=ORDERS.schema, key=ORDERS.key, kind=TableKind.UPSERT)
+    with StateStore.open(tmp_path / "db", SETTINGS) as store:
+        for _ in range(2):
+            store.table(spec).write(orders((1, "a", 1.0)))
+            store.checkpoint(state).result(10)
+    with statebackend.open_state(tmp_path / "db") as catalog:
+        assert pylist(catalog, "SELECT * FROM state.sources") == [
+            {"source": "s", "split": None, "position": json.dumps(state.sources["s"], sort_keys=True), "watermark": 5},
+            {"source": "s", "split": "p0", "position": '{"rows": 3}', "watermark": 5},
+            {"source": "s", "split": "p1", "position": '{"rows": 4}', "watermark": 9},
+            {"source": "t", "split": None, "position": '{"next": 1}', "watermark": None},
+        ]
+        [operator] = pylist(catalog, "SELECT * FROM state.operators")
+        assert operator["operator"] == "sum"
+        cost = [operator[name] for name in ("rows", "files", "read_amplification", "scan_requests", "lookup_requests")]
+        assert cost == [2, 2, 2, 4, 4]
 
 
 def test_a_checkpoint_that_is_kept_no_longer_is_gone_and_one_that_never_was_is_not_found(tmp_path: Path) -> None:
