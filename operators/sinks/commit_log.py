@@ -6,7 +6,7 @@ One JSON object for each roll, in ``_committed/<store>/<operator>/<roll>.json``,
      "store": ..., "operator": ...,        whose output it is
      "roll": "0000000007-<attempt>-0",     checkpoint, attempt, number: entries of one operator sort by time
      "rows": 1000,                         of all files
-     "format": "parquet",
+     "format": {"kind": "parquet", ...},   how the files are to be read
      "schema": ...,                        of the rows, partition columns among them: Arrow IPC, base64
      "partition_by": ["origin"],
      "files": [{"final": "origin=EWR/part-....parquet", "staged": ..., "rows": 400, "bytes": 7312,
@@ -71,7 +71,7 @@ class PublishedRoll:
     operator_id: str
     roll: str
     rows: int
-    format: str
+    format: Mapping[str, Any]
     schema: pa.Schema
     partition_by: tuple[str, ...]
     files: tuple[PublishedFile, ...]
@@ -128,7 +128,7 @@ def encode(
     operator_id: str,
     roll: str,
     rows: int,
-    kind: str,
+    format: Mapping[str, Any],  # noqa: A002 - what it is called
     schema: pa.Schema,
     partition_by: Sequence[str],
     files: Sequence[Mapping[str, Any]],
@@ -140,7 +140,7 @@ def encode(
         "operator": operator_id,
         "roll": roll,
         "rows": rows,
-        "format": kind,
+        "format": dict(format),
         "schema": base64.b64encode(schema.serialize().to_pybytes()).decode(),
         "partition_by": list(partition_by),
         "files": list(files),
@@ -189,12 +189,10 @@ def _rolls(files: OutputFiles) -> list[PublishedRoll]:
 
 
 def _read(files: OutputFiles, path: str, roll: PublishedRoll, file: PublishedFile, *, verify: bool) -> pa.Table:
-    suffix = file.name.rpartition("/")[2]
-    suffix = suffix[suffix.index(".") :]
     inside = pa.schema([field for field in roll.schema if field.name not in roll.partition_by])
 
     def rows_of(opened: BinaryIO) -> pa.Table:
-        return format_of(roll.format, suffix).read(opened, inside)
+        return format_of(roll.format).read(opened, inside)
 
     try:
         if verify:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -19,6 +19,8 @@ import pyarrow.csv as pacsv
 import pyarrow.json as pajson
 import pyarrow.parquet as pq
 from datafusion import SessionConfig, SessionContext
+
+from operators.sources.json import is_read_as_text
 
 __all__ = ["ArrowFormat", "CsvFormat", "FileFormat", "JsonFormat", "ParquetFormat", "format_of"]
 
@@ -32,7 +34,11 @@ class FileFormat(Protocol):
 
     @property
     def kind(self) -> str:
-        """Its name, which the commit log tells."""
+        """Its name."""
+
+    @property
+    def details(self) -> Mapping[str, Any]:
+        """What `format_of` makes it from again, ``kind`` among them; the commit log holds it as JSON."""
 
     @property
     def title(self) -> str:
@@ -64,6 +70,11 @@ class ParquetFormat:
     def __post_init__(self) -> None:
         _require_codec(self.compression, _PARQUET_CODECS)
 
+    @property
+    def details(self) -> Mapping[str, Any]:
+        """See `FileFormat`."""
+        return _details(self)
+
     def check(self, schema: pa.Schema) -> None:
         """See `FileFormat`."""
         pq.write_table(schema.empty_table(), pa.BufferOutputStream())
@@ -89,6 +100,11 @@ class ArrowFormat:
 
     def __post_init__(self) -> None:
         _require_codec(self.compression, _ARROW_CODECS)
+
+    @property
+    def details(self) -> Mapping[str, Any]:
+        """See `FileFormat`."""
+        return _details(self)
 
     @property
     def suffix(self) -> str:
@@ -124,6 +140,11 @@ class CsvFormat:
         _require_codec(self.compression, _TEXT_SUFFIXES)
 
     @property
+    def details(self) -> Mapping[str, Any]:
+        """See `FileFormat`."""
+        return _details(self)
+
+    @property
     def suffix(self) -> str:
         """``.csv`` and that of the compression."""
         return f".csv{_TEXT_SUFFIXES[self.compression]}"
@@ -143,7 +164,8 @@ class CsvFormat:
         convert = pacsv.ConvertOptions(
             column_types=schema, null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=False
         )
-        parse = pacsv.ParseOptions(delimiter=self.delimiter, newlines_in_values=True)
+        # A row of one null is an empty line.
+        parse = pacsv.ParseOptions(delimiter=self.delimiter, newlines_in_values=True, ignore_empty_lines=False)
         with _decompressed(file, self.compression) as text:
             return pacsv.read_csv(text, parse_options=parse, convert_options=convert).select(schema.names)
 
@@ -160,6 +182,11 @@ class JsonFormat:
         _require_codec(self.compression, _TEXT_SUFFIXES)
 
     @property
+    def details(self) -> Mapping[str, Any]:
+        """See `FileFormat`."""
+        return _details(self)
+
+    @property
     def suffix(self) -> str:
         """``.json`` and that of the compression."""
         return f".json{_TEXT_SUFFIXES[self.compression]}"
@@ -167,6 +194,9 @@ class JsonFormat:
     def check(self, schema: pa.Schema) -> None:
         """See `FileFormat`."""
         _refuse(schema, "JSON", pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_map)
+        for field in schema:
+            if any(is_read_as_text(inner) for inner in _inside(field.type)):
+                raise pa.ArrowTypeError(f"JSON holds no {field.type} that is read again; cast {field.name!r}")
         _try(self, schema)
 
     def write(self, rows: pa.Table, file: BinaryIO) -> None:
@@ -181,27 +211,32 @@ class JsonFormat:
 
     def read(self, file: BinaryIO, schema: pa.Schema) -> pa.Table:
         """See `FileFormat`."""
-        options = pajson.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+        read_as = pa.schema([f.with_type(pa.string()) if is_read_as_text(f.type) else f for f in schema])
+        options = pajson.ParseOptions(explicit_schema=read_as, unexpected_field_behavior="ignore")
         with _decompressed(file, self.compression) as text:
             data = text.read()
         if not data:
             return schema.empty_table()
         read = pajson.ReadOptions(block_size=len(data) + 1)
-        return pajson.read_json(pa.BufferReader(data), read_options=read, parse_options=options)
+        return pajson.read_json(pa.BufferReader(data), read_options=read, parse_options=options).cast(schema)
 
 
-def format_of(kind: str, suffix: str) -> FileFormat:
-    """The format that reads files of this kind and suffix; `ValueError` for one that is not known."""
-    compression = {"gz": "gzip", "zst": "zstd"}.get(suffix.rpartition(".")[2], "none")
-    formats: dict[str, Callable[[], FileFormat]] = {
+def format_of(details: Mapping[str, Any]) -> FileFormat:
+    """The format of these `FileFormat.details`; `ValueError` for one that is not known."""
+    formats: Mapping[str, Callable[..., FileFormat]] = {
         "parquet": ParquetFormat,
-        "arrow": lambda: ArrowFormat(stream=suffix == ".arrows"),
-        "csv": lambda: CsvFormat(compression),
-        "json": lambda: JsonFormat(compression),
+        "arrow": ArrowFormat,
+        "csv": CsvFormat,
+        "json": JsonFormat,
     }
-    if kind not in formats:
-        raise ValueError(f"files of the format {kind!r} cannot be read; known are {sorted(formats)}")
-    return formats[kind]()
+    options = {key: value for key, value in details.items() if key != "kind"}
+    if details.get("kind") not in formats:
+        raise ValueError(f"files of the format {details.get('kind')!r} cannot be read; known are {sorted(formats)}")
+    return formats[details["kind"]](**options)
+
+
+def _details(format_: Any) -> Mapping[str, Any]:
+    return {key: value for key, value in asdict(format_).items() if key not in ("title", "suffix")}
 
 
 def _compressed(file: BinaryIO, compression: str) -> Any:
@@ -241,6 +276,14 @@ def _try(format_: FileFormat, schema: pa.Schema) -> None:
     buffer = pa.BufferOutputStream()
     format_.write(nulls, buffer)
     format_.read(pa.BufferReader(buffer.getvalue()), nulls.schema)
+
+
+def _inside(kind: pa.DataType) -> Iterator[pa.DataType]:
+    """The types within a nested one."""
+    for i in range(kind.num_fields):
+        inner = kind.field(i).type
+        yield inner
+        yield from _inside(inner)
 
 
 def _refuse(schema: pa.Schema, what: str, *kinds: Callable[[pa.DataType], bool]) -> None:

@@ -88,7 +88,7 @@ class Rolls:
             operator_id=self._operator_id,
             roll=roll,
             rows=table.num_rows,
-            kind=format_.kind,
+            format=format_.details,
             schema=table.schema,
             partition_by=partition_by,
             files=entries,

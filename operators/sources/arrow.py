@@ -61,6 +61,8 @@ class ArrowSource(FileSource):
         )
 
     def _inspect(self, file: InputFile) -> Shape:
+        if not file.size:
+            raise BadInputError(f"{file.path}: an empty file (0 bytes) is no Arrow file or stream")
         try:
             with self._opened(file) as (_, schema):
                 return Shape(pa.schema([field.remove_metadata() for field in schema]))

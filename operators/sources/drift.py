@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from operators.errors import BadInputError, SchemaError
 
-__all__ = ["Drift", "Fit", "common_schema"]
+__all__ = ["Drift", "Fit", "common_schema", "extra_columns"]
 
 
 class Drift(StrEnum):
@@ -71,10 +71,7 @@ class Fit:
             return list(self.target.names)
         extra = [name for name in found.names if name not in self.target.names]
         if extra and not self.selected and self.drift is Drift.WIDEN:
-            raise SchemaError(
-                f"{self.path} has the columns {extra}, which the stream does not have; "
-                'leave them out with schema_drift="ignore_extra", or name all columns with schema='
-            )
+            raise SchemaError(extra_columns(self.path, extra))
         for field in self.target:
             if field.name in found.names and not _widens(found.field(field.name), field):
                 raise SchemaError(
@@ -111,6 +108,14 @@ class Fit:
                 f"{self.path} has columns\n{same}\nbut {self.first or 'the stream'} has\n{self.target}\n"
                 'read files of different columns with schema_drift="widen" or "ignore_extra"'
             )
+
+
+def extra_columns(path: str, names: Sequence[str]) -> str:
+    """The message that a file has columns which the stream does not have."""
+    return (
+        f"{path} has the columns {list(names)}, which the stream does not have; "
+        'leave them out with schema_drift="ignore_extra", or name all columns with schema='
+    )
 
 
 def _holds(target: pa.Schema, found: pa.Schema) -> bool:

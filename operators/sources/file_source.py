@@ -253,9 +253,9 @@ class FileSource(ABC):
                     yield self._item(file, fit, held, rows, ended=False)
                 held = batch, end
             self._list.verify(file)
-        except (OSError, pa.ArrowException) as e:
+        except (OSError, pa.ArrowException, BadInputError) as e:
             self._list.verify(file)  # the likelier reason, and the better message
-            raise BadInputError(f"{file.path}: cannot be read: {e}") from e
+            raise e if isinstance(e, BadInputError) else BadInputError(f"{file.path}: cannot be read: {e}") from e
         if held is not None:
             rows += held[0].num_rows
             yield self._item(file, fit, held, rows, ended=True)

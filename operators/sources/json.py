@@ -11,13 +11,13 @@ from typing import Unpack
 import pyarrow as pa
 import pyarrow.json as pajson
 
-from operators.errors import BadInputError
-from operators.sources.drift import Drift
+from operators.errors import BadInputError, SchemaError
+from operators.sources.drift import Drift, extra_columns
 from operators.sources.file_source import FileOptions, FileSource, Rows, Shape
 from operators.sources.files import InputFile, InputPath, ends_fingerprint
 from operators.sources.text import read_blocks, text_suffixes
 
-__all__ = ["JsonSource"]
+__all__ = ["JsonSource", "is_read_as_text"]
 
 _READ_AHEAD = 4
 _INFER_BYTES = 1 << 20
@@ -72,8 +72,9 @@ class JsonSource(FileSource):
 
     def _read_file(self, file: InputFile, shape: Shape, columns: list[str], offset: int) -> Rows:  # noqa: ARG002
         strict = not self._selected and self._drift is not Drift.IGNORE_EXTRA
+        read_as = [f.with_type(pa.string()) if is_read_as_text(f.type) else f for f in self._target]
         options = pajson.ParseOptions(
-            explicit_schema=self._target, unexpected_field_behavior="error" if strict else "ignore"
+            explicit_schema=pa.schema(read_as), unexpected_field_behavior="error" if strict else "ignore"
         )
         for block, at, end in read_blocks(self._list.fs, file, offset, self._block_bytes, _end_of_lines):
             if block.strip():
@@ -86,7 +87,16 @@ class JsonSource(FileSource):
         try:
             return pajson.read_json(pa.BufferReader(block), read_options=read, parse_options=options)
         except pa.ArrowException as e:
+            if "unexpected field" in str(e):  # Arrow does not say which
+                found = pajson.read_json(pa.BufferReader(block), read_options=read).schema.names
+                extra = [name for name in found if name not in self._target.names]
+                raise SchemaError(extra_columns(file.path, extra)) from e
             raise BadInputError(f"{file.path}: the rows from byte {at} on cannot be read: {e}") from e
+
+
+def is_read_as_text(kind: pa.DataType) -> bool:
+    """Whether Arrow's reader does not know the type: such columns are read as text and cast."""
+    return bool(pa.types.is_date(kind) or pa.types.is_time(kind))
 
 
 def _end_of_lines(block: bytes) -> int:

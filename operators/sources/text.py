@@ -104,6 +104,7 @@ class _CompressedText:
     """Decompresses from the beginning on, and keeps what was read and not yet passed."""
 
     def __init__(self, fs: Any, file: InputFile, codec: str) -> None:
+        self._path = file.path
         self._raw = fs.open(file.path, "rb")
         self._stream = pa.CompressedInputStream(pa.PythonFile(self._raw, mode="r"), codec)
         self._start = 0
@@ -133,6 +134,9 @@ class _CompressedText:
         self._raw.close()
 
     def _more(self, size: int) -> bytes:
-        data: bytes = self._stream.read(size)
+        try:
+            data: bytes = self._stream.read(size)
+        except OSError as e:
+            raise BadInputError(f"{self._path}: cannot be decompressed: {e}") from e
         self._ended = not data
         return data

@@ -3,6 +3,7 @@
 `StreamHarness` (``harness.py``): a stream whose source and clock is the test: push, checkpoint, kill, look.
 `check_exactly_once` (``exactly_once.py``): a whole pipeline, killed and stalled at every step of the protocol.
 `check_source` (``check_source.py``): whether a source keeps what the `Source` protocol asks of it.
+`ends_after` (``ending.py``): a source that never ends, ended.
 
 To test a `Sink` of your own, run it behind any source::
 
@@ -18,6 +19,7 @@ and a `Source` of your own::
 """
 
 from operators.testing.check_source import SourceContractError, check_source
+from operators.testing.ending import ends_after
 from operators.testing.exactly_once import ExactlyOnceError, ExactlyOnceReport, check_exactly_once
 from operators.testing.harness import Build, StreamHarness
 
@@ -29,4 +31,5 @@ __all__ = [
     "StreamHarness",
     "check_exactly_once",
     "check_source",
+    "ends_after",
 ]

@@ -19,19 +19,19 @@ class SourceContractError(AssertionError):
     """A source does not keep what the `Source` protocol asks of it."""
 
 
-def check_source(make_source: Callable[[], Source], *, places: int = 10, idle_seconds: float | None = None) -> int:
+def check_source(make_source: Callable[[], Source], *, places: int = 10) -> int:
     """Check that a source is replayable; returns the number of rows it gave.
 
     ``make_source`` makes the source anew for each reading of the same input. It is read from the beginning twice, and
     from ``places`` of its positions, the last one among them: each reading must give the rows after that position, by
     split and in order. Batches may be cut in other ways, as those of a live source are. Positions must be what
-    msgpack carries, and `Source.describe` must not differ. ``idle_seconds``: for a source that never ends, how long
-    it must have had nothing for a reading to be over.
+    msgpack carries, and `Source.describe` must not differ. The source must end; `ends_after` makes one end that does
+    not by itself.
 
     Raises `SourceContractError` naming what differs, `ValueError` if there is no row to check.
     """
     first = make_source()
-    whole = _read(first, None, idle_seconds)
+    whole = _read(first, None)
     if not sum(item.batch.num_rows for item in whole):
         raise ValueError("the source gave no row: the check could not find anything wrong")
     second = make_source()
@@ -46,23 +46,19 @@ def check_source(make_source: Callable[[], Source], *, places: int = 10, idle_se
         position = None if number < 0 else whole[number].position
         _compare(
             _by_split(whole[number + 1 :], first.schema),
-            _by_split(_read(make_source(), position, idle_seconds), first.schema),
+            _by_split(_read(make_source(), position), first.schema),
             "the beginning, for the second time" if position is None else f"the position {position}",
         )
     return sum(item.batch.num_rows for item in whole)
 
 
-def _read(source: Source, position: Position | None, idle_seconds: float | None) -> list[SourceBatch]:
+def _read(source: Source, position: Position | None) -> list[SourceBatch]:
     items: list[SourceBatch] = []
     source.open(position)
     try:
-        last = time.monotonic()
         while (item := source.poll()) is not None:
             if item is not IDLE:
                 items.append(item)
-                last = time.monotonic()
-            elif idle_seconds is not None and time.monotonic() - last >= idle_seconds:
-                break
             else:
                 time.sleep(_PAUSE_S)
     finally:

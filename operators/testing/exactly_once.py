@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import tempfile
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +27,6 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import pyarrow as pa
 
 from operators.context import StreamContext
-from operators.job import Job
 from operators.report import JobResult
 from statebackend import FencedError, MemoryStateBackend, MemoryStateSpace, StateBackend, open_backend
 
@@ -102,7 +100,6 @@ def check_exactly_once(
     times_per_step: int = 3,
     state: Callable[[Path], str | Path] | None = None,
     append_only: bool = True,
-    idle_seconds: float | None = None,
 ) -> ExactlyOnceReport:
     """Check that crashes and slow processes change nothing of what a pipeline publishes. See the module.
 
@@ -117,7 +114,8 @@ def check_exactly_once(
         state: called as ``state(directory)``; the URL of the state store of the trial, for instance
             ``directory / "state"``. Without it the state is kept in memory, which is about ten times as fast.
         append_only: whether published rows stay; then what is visible after a kill must be part of the outcome.
-        idle_seconds: for sources that never end: a run is stopped gracefully when none has had anything for so long.
+
+    Every source must end; `ends_after` makes one end that does not by itself.
 
     Raises `ExactlyOnceError` for the first trial whose output differs, is not restored, or goes on after its end;
     `ValueError` if an undisturbed run publishes nothing.
@@ -125,7 +123,7 @@ def check_exactly_once(
     if checkpoint_every < 1 or times_per_step < 1:
         raise ValueError("checkpoint_every and times_per_step must be at least 1")
     with tempfile.TemporaryDirectory(prefix="exactly-once-") as root:
-        check = _Check(make_pipeline, read, Path(root), checkpoint_every, state, append_only, idle_seconds)
+        check = _Check(make_pipeline, read, Path(root), checkpoint_every, state, append_only)
         counts = check.run_undisturbed()
         killed = [(s, n) for s, c in counts.items() if s not in _NOT_KILLED for n in _spread(c, times_per_step)]
         stalled = [(step, (counts[step] + 1) // 2) for step in _STALLED if counts[step]]
@@ -156,7 +154,6 @@ class _Life:
     counts: Counter[str] = field(default_factory=Counter)
     met: bool = False
     dead: bool = False
-    idle_since: float | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def step(self, name: str) -> None:
@@ -197,16 +194,11 @@ class _Trial:
             rounds += 1
             return rounds % check.checkpoint_every == 0
 
-        def step(name: str) -> None:
-            life.step(name)
-            check.stop_if_idle(life, name, job)
-
-        context = _TrialContext(self._open, due, step)
+        context = _TrialContext(self._open, due, life.step)
         check.make_pipeline(context, self.directory)
         self.sinks = {node.operator_id: node.sink for node in context.graph.sinks}
-        job = context.job()
         try:
-            return job.run()
+            return context.run()
         except Exception as error:
             if life.dead and _caused_by(error, _KilledError):
                 return None
@@ -256,7 +248,6 @@ class _Check:
         checkpoint_every: int,
         state: Callable[[Path], str | Path] | None,
         append_only: bool,
-        idle_seconds: float | None,
     ) -> None:
         self.make_pipeline = make_pipeline
         self.read = read
@@ -266,7 +257,6 @@ class _Check:
         self.missed: list[tuple[str, int]] = []
         self._root = root
         self._append_only = append_only
-        self._idle_seconds = idle_seconds
 
     def run_undisturbed(self) -> Counter[str]:
         """What is to be published; returns how often each step was met."""
@@ -323,15 +313,6 @@ class _Check:
             self.missed.append(point)
         self._compare(trial.output(), f"{story}, then gone on", finished=True)
         self._run_again(trial, story)
-
-    def stop_if_idle(self, life: _Life, step: str, job: Job) -> None:
-        """End a run whose sources have had nothing for a while, where that is asked for."""
-        if step == "idle" and self._idle_seconds is not None:
-            life.idle_since = life.idle_since or time.monotonic()
-            if time.monotonic() - life.idle_since >= self._idle_seconds:
-                job.stop()
-        elif step == "barrier":
-            life.idle_since = None
 
     def _restore(self, trial: _Trial, life: _Life, story: str) -> None:
         try:

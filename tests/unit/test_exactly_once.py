@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -9,6 +11,8 @@ from typing import Any
 
 import fsspec
 import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
 import pytest
 from datafusion import col, lit
 from datafusion import functions as f
@@ -25,7 +29,18 @@ from operators.sinks import (
     Prepared,
     SinkContext,
 )
-from operators.testing import ExactlyOnceError, check_exactly_once
+from operators.sources import (
+    ArrowSource,
+    CsvSource,
+    Follow,
+    IterableSource,
+    JsonSource,
+    MultiSource,
+    ParquetSource,
+    Source,
+    SourceBatch,
+)
+from operators.testing import ExactlyOnceError, SourceContractError, check_exactly_once, check_source, ends_after
 from tests.support.streams import Ledger, LedgerSink
 
 SCHEMA = pa.schema([("id", pa.int64()), ("t", pa.timestamp("ms")), ("word", pa.string())])
@@ -102,6 +117,105 @@ def test_a_callback_whose_callee_drops_names_it_has_seen_is_exactly_once() -> No
         return pa.Table.from_batches([b for (name, *_), b in seen.items() if name == place.name], SCHEMA)
 
     assert check_exactly_once(pipeline, read, times_per_step=1).rows == {"out": 40}
+
+
+# --- every source ------------------------------------------------------------------------------------------------
+
+
+def parquet(root: Path) -> None:
+    for number, batch in enumerate(BATCHES):
+        pq.write_table(pa.Table.from_batches([batch]), root / f"{number}.parquet", row_group_size=5)
+
+
+def csv(root: Path) -> None:
+    pacsv.write_csv(pa.Table.from_batches(BATCHES), root / "a.csv")
+
+
+def json_lines(root: Path) -> None:
+    rows = pa.Table.from_batches(BATCHES).select(["id", "word"]).to_pylist()
+    with gzip.open(root / "a.json.gz", "wt") as out:
+        out.writelines(f"{json.dumps(row)}\n" for row in rows)
+
+
+def arrow(root: Path) -> None:
+    for suffix, new in (("arrow", pa.ipc.new_file), ("arrows", pa.ipc.new_stream)):
+        with new(root / f"a.{suffix}", SCHEMA) as writer:
+            for batch in BATCHES:
+                writer.write_batch(batch)
+
+
+def nothing(root: Path) -> None:
+    pass
+
+
+SOURCES: dict[str, tuple[Callable[[Path], None], Callable[[Path], Source], int]] = {
+    "parquet": (parquet, lambda root: ParquetSource(root, batch_rows=5), 40),
+    "csv": (csv, lambda root: CsvSource(root, block_bytes=300), 40),
+    "json": (json_lines, lambda root: JsonSource(root, block_bytes=300), 40),
+    "arrow": (arrow, lambda root: ArrowSource(root, batch_rows=20), 80),
+    "batches": (nothing, lambda _: IterableSource(BATCHES), 40),
+    "splits": (parquet, lambda root: MultiSource({n: ParquetSource(root, batch_rows=5) for n in "ab"}), 80),
+    **{
+        f"a directory that is followed by {order}": (
+            parquet,
+            lambda root, o=order: ends_after(
+                ParquetSource(root, batch_rows=5, follow=Follow(order=o, poll_seconds=0.001)), 40
+            ),
+            40,
+        )
+        for order in ("name", "time")
+    },
+}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_every_source_is_exactly_once(kind: str, tmp_path: Path) -> None:
+    write, make, count = SOURCES[kind]
+    write(tmp_path)
+    assert check_source(lambda: make(tmp_path), places=4) == count
+    ledgers: dict[str, Ledger] = {}
+
+    def pipeline(context: StreamContext, place: Path) -> None:
+        source = context.from_source(make(tmp_path), name="in", max_rows_per_second=1e6)
+        source.sink(LedgerSink(ledgers.setdefault(place.name, Ledger())), name="out")
+
+    def read(place: Path) -> pa.Table:
+        pieces = ledgers[place.name].pieces
+        return ledgers[place.name].table() if pieces else SCHEMA.empty_table()
+
+    assert check_exactly_once(pipeline, read, times_per_step=1).rows == {"out": count}
+
+
+class Shifting(IterableSource):
+    """Breaks a rule of the protocol."""
+
+    def __init__(self, rule: str) -> None:
+        super().__init__(BATCHES)
+        self.rule = rule
+
+    def open(self, position: Any) -> None:
+        super().open(None if self.rule == "begins anew" else position and {**position, "rows": len(position["rows"])})
+
+    def poll(self) -> SourceBatch | None:
+        item = super().poll()
+        if item is None:
+            return None
+        rows = item.position["rows"]
+        kept = {"holds a set": {1}, "begins anew": rows, "is not what msgpack carries": {1: rows}}[self.rule]
+        return SourceBatch(item.batch, {**item.position, "rows": kept})
+
+
+@pytest.mark.parametrize(
+    ("rule", "found"),
+    [
+        ("holds a set", "a position holds a set"),
+        ("is not what msgpack carries", "a position has the key 1"),
+        ("begins anew", "expected 30 rows, found 40"),
+    ],
+)
+def test_a_source_that_breaks_a_rule_is_found_out(rule: str, found: str) -> None:
+    with pytest.raises(SourceContractError, match=found):
+        check_source(lambda: Shifting(rule))
 
 
 # --- what it finds -----------------------------------------------------------------------------------------------

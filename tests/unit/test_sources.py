@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import itertools
+import json
 import os
 import re
 import shutil
@@ -22,8 +24,20 @@ import pyarrow.parquet as pq
 import pytest
 
 from operators.errors import BadInputError, SchemaError, SourceChangedError, SourceNotReplayableError
-from operators.sources import CsvSource, IterableSource, ParquetSource, Source, SourceBatch
+from operators.sources import (
+    IDLE,
+    ArrowSource,
+    CsvSource,
+    Follow,
+    IterableSource,
+    JsonSource,
+    ParquetSource,
+    Source,
+    SourceBatch,
+)
+from operators.sources.files import FileList
 from operators.sources.readahead import ReadAhead
+from operators.testing import check_source, ends_after
 
 
 def numbers(start: int, rows: int) -> pa.Table:
@@ -106,14 +120,33 @@ def test_a_csv_source_restored_at_any_position_continues_with_the_same_batches(c
 def make(kind: str, path: Any, **options: Any) -> Source:
     if kind == "parquet":
         return ParquetSource(path, batch_rows=100, **options)
+    if kind in ("arrow", "arrows"):
+        return ArrowSource(path, batch_rows=100, **options)
+    if kind == "json":
+        return JsonSource(path, block_bytes=2000, **options)
     return CsvSource(path, block_bytes=1000, **options)
 
 
 def write(kind: str, path: Path, table: pa.Table) -> None:
-    pq.write_table(table, path, row_group_size=300) if kind == "parquet" else pacsv.write_csv(table, path)
+    if kind == "parquet":
+        pq.write_table(table, path, row_group_size=300)
+    elif kind == "arrow":
+        with pa.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table, max_chunksize=300)
+    elif kind == "arrows":
+        with pa.ipc.new_stream(path, table.schema) as writer:
+            writer.write_table(table, max_chunksize=300)
+    elif kind == "json":
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in table.to_pylist()))
+    elif kind == "csv":
+        pacsv.write_csv(table, path)
+    else:
+        codec = {"gz": "gzip", "zst": "zstd"}[kind.partition(".")[2]]
+        with pa.CompressedOutputStream(path, codec) as out:
+            pacsv.write_csv(table, out)
 
 
-@pytest.fixture(params=["parquet", "csv"])
+@pytest.fixture(params=["parquet", "csv", "csv.gz", "csv.zst", "json", "arrow", "arrows"])
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -249,10 +282,11 @@ def test_a_source_reads_any_fsspec_filesystem(kind: str, root: Path) -> None:
 def test_missing_and_empty_inputs_are_named(kind: str, tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="nothing"):
         make(kind, tmp_path / f"nothing.{kind}")
-    with pytest.raises(BadInputError, match=f"no \\*.{kind} file"):
+    with pytest.raises(BadInputError, match=f"no \\*.{kind.partition('.')[0].replace('arrows', 'arrow')} file"):
         make(kind, tmp_path)
     (tmp_path / f"empty.{kind}").touch()
-    with pytest.raises(BadInputError, match=rf"empty\.{kind}.*0 bytes"):
+    reason = "no file there has a row" if kind == "json" else rf"empty\.{kind}.*0 bytes"
+    with pytest.raises(BadInputError, match=reason):
         make(kind, tmp_path)
 
 
@@ -271,6 +305,304 @@ def test_a_closed_source_stops_its_thread_and_can_be_opened_again(kind: str, roo
     assert again is not None
     assert again.batch.equals(first.batch)
     source.close()
+
+
+# --- files whose columns differ ----------------------------------------------------------------------------------
+
+
+def two_files(kind: str, root: Path, first: pa.Table, second: pa.Table) -> None:
+    write(kind, root / f"a.{kind}", first)
+    write(kind, root / f"b.{kind}", second)
+
+
+NARROW = pa.table({"id": pa.array([1, 2], pa.int32()), "name": ["x", "y"]})
+WIDE = pa.table({"id": pa.array([2**40], pa.int64()), "name": ["z"], "more": [0.5]})
+
+
+def test_files_of_other_columns_are_refused_unless_asked(kind: str, tmp_path: Path) -> None:
+    two_files(kind, tmp_path, NARROW, WIDE)
+    if kind == "json":  # only reading tells
+        with pytest.raises(SchemaError, match=r"b\.json has the columns \['more'\]"):
+            drain(make(kind, tmp_path))
+    else:
+        with pytest.raises(SchemaError, match=rf"b\.{kind} has"):
+            make(kind, tmp_path)
+    with pytest.raises(ValueError, match="sideways"):
+        make(kind, tmp_path, schema_drift="sideways")
+
+
+def test_columns_that_a_file_lacks_are_null_and_narrow_ones_are_widened(kind: str, tmp_path: Path) -> None:
+    two_files(kind, tmp_path, NARROW, WIDE)
+    source = make(kind, tmp_path, schema_drift="widen")
+    assert source.schema == pa.schema([("id", pa.int64()), ("name", pa.string()), ("more", pa.float64())])
+    assert rows_of(drain(source), source.schema) == [
+        {"id": 1, "name": "x", "more": None},
+        {"id": 2, "name": "y", "more": None},
+        {"id": 2**40, "name": "z", "more": 0.5},
+    ]
+
+
+def test_columns_that_the_first_file_does_not_have_can_be_left_out(kind: str, tmp_path: Path) -> None:
+    two_files(kind, tmp_path, WIDE.drop_columns("more"), WIDE)
+    source = make(kind, tmp_path, schema_drift="ignore_extra")
+    assert source.schema.names == ["id", "name"]
+    assert [r["id"] for r in rows_of(drain(source), source.schema)] == [2**40] * 2
+
+
+def test_a_type_that_does_not_go_into_that_of_the_stream_is_refused(tmp_path: Path) -> None:
+    two_files("parquet", tmp_path, NARROW, WIDE)
+    with pytest.raises(SchemaError, match=r"b\.parquet: column 'id' is int64, the stream's is int32"):
+        ParquetSource(tmp_path, schema_drift="ignore_extra")
+    write("parquet", tmp_path / "b.parquet", pa.table({"id": ["text"]}))
+    with pytest.raises(SchemaError, match=r"(?s)b\.parquet has columns.*do not go with"):
+        ParquetSource(tmp_path, schema_drift="widen")
+    needed = pa.schema([pa.field("id", pa.int64()), pa.field("more", pa.float64(), nullable=False)])
+    with pytest.raises(SchemaError, match=r"a\.parquet: no column \['more'\], which cannot be null"):
+        ParquetSource(tmp_path, schema=needed, schema_drift="widen")
+
+
+# --- partitions --------------------------------------------------------------------------------------------------
+
+
+def test_partitions_in_the_names_of_directories_are_columns(kind: str, tmp_path: Path) -> None:
+    for number, place in enumerate(["day=2013-01-02/town=a%2Fb", "day=2013-01-01/town=__HIVE_DEFAULT_PARTITION__"]):
+        (tmp_path / place).mkdir(parents=True)
+        write(kind, tmp_path / place / f"x.{kind}", pa.table({"id": [number]}))
+    source = make(kind, tmp_path, partitions={"day": pa.date32(), "town": pa.string()})
+    assert source.schema == pa.schema([("id", pa.int64()), ("day", pa.date32()), ("town", pa.string())])
+    assert rows_of(drain(source), source.schema) == [
+        {"id": 1, "day": dt.date(2013, 1, 1), "town": None},
+        {"id": 0, "day": dt.date(2013, 1, 2), "town": "a/b"},
+    ]
+    assert make(kind, tmp_path, partitions=["day"]).schema.field("day").type == pa.string()
+    with pytest.raises(BadInputError, match="no directory hour="):
+        drain(make(kind, tmp_path, partitions=["hour"]))
+    with pytest.raises(BadInputError, match="town is not of type int64"):
+        drain(make(kind, tmp_path, partitions={"town": pa.int64()}))
+
+
+# --- a directory that grows --------------------------------------------------------------------------------------
+
+
+class Watch:
+    """The clock of a source that follows a directory; counts how often it was listed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        self.listings = 0
+        original = FileList.find
+
+        def find(files: FileList) -> Any:
+            self.listings += 1
+            return original(files)
+
+        monkeypatch.setattr(FileList, "find", find)
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def take(source: Source, rows: int) -> list[SourceBatch]:
+    """Batches until there are so many rows."""
+    found: list[SourceBatch] = []
+    while sum(item.batch.num_rows for item in found) < rows:
+        if isinstance(item := source.poll(), SourceBatch):
+            found.append(item)
+    return found
+
+
+def ids(items: list[SourceBatch]) -> list[int]:
+    return [i for item in items for i in item.batch.column("id").to_pylist()]
+
+
+FAST = {"poll_seconds": 0.001}
+
+
+@pytest.mark.parametrize("order", ["name", "time"])
+def test_every_file_that_appears_is_read_once(kind: str, tmp_path: Path, order: Any) -> None:
+    root = tmp_path / "not yet"
+    source = make(kind, root, schema=numbers(0, 1).schema, follow=Follow(order=order, **FAST))
+    source.open(None)
+    assert source.poll() is IDLE
+    root.mkdir()
+    for number in range(3):
+        write(kind, root / f".{number}.{kind}", numbers(500 * number, 500))
+        (root / f".{number}.{kind}").rename(root / f"{number}.{kind}")
+        items = take(source, 500)
+        assert ids(items) == list(range(500 * number, 500 * number + 500))
+        assert items[-1].position["ended"]
+    assert source.total_rows is None
+    source.close()
+    last = through_msgpack(items[-1].position)
+    for position, rest in ((last, []), (items[0].position, ids(items[1:]))):
+        again = make(kind, root, schema=numbers(0, 1).schema, follow=Follow(order=order, **FAST))
+        again.open(position)
+        write(kind, root / f".3.{kind}", numbers(1500, 10))
+        (root / f".3.{kind}").rename(root / f"3.{kind}")
+        assert ids(take(again, len(rest) + 10)) == [*rest, *range(1500, 1510)]
+        again.close()
+        (root / f"3.{kind}").unlink()
+
+
+@pytest.mark.parametrize("order", ["name", "time"])
+def test_a_followed_directory_passes_the_check_of_sources(tmp_path: Path, order: Any) -> None:
+    for number in range(4):
+        write("parquet", tmp_path / f"{number}.parquet", numbers(300 * number, 300))
+    follow = Follow(order=order, **FAST)
+    assert check_source(lambda: ends_after(make("parquet", tmp_path, follow=follow), 1200), places=5) == 1200
+
+
+def drop(root: Path, name: str, table: pa.Table, time_s: float) -> None:
+    """A whole file appears, last modified at a time."""
+    write("parquet", root / f".{name}.parquet", table)
+    os.utime(root / f".{name}.parquet", (time_s, time_s))
+    (root / f".{name}.parquet").rename(root / f"{name}.parquet")
+
+
+def test_files_by_time_are_read_in_that_order_whatever_their_names(tmp_path: Path) -> None:
+    for number, name in enumerate("cab"):
+        drop(tmp_path, name, numbers(10 * number, 10), 1000 + number)
+    source = make("parquet", tmp_path, follow=Follow(order="time", lookback_seconds=60, **FAST))
+    source.open(None)
+    assert ids(take(source, 30)) == list(range(30))
+    drop(tmp_path, "0", numbers(30, 10), 990)  # older than the newest, within the lookback
+    assert ids(take(source, 10)) == list(range(30, 40))
+    drop(tmp_path, "1", numbers(0, 10), 900)  # beyond it
+    drop(tmp_path, "2", numbers(40, 10), 2000)
+    assert ids(take(source, 10)) == list(range(40, 50))
+    drop(tmp_path, "3", numbers(50, 10), 3000)
+    item = take(source, 10)[-1]
+    assert ids([item]) == list(range(50, 60))
+    assert len(item.position["seen"]) <= 16  # of the files before the lookback nothing is kept
+    source.close()
+
+
+def test_a_followed_directory_is_not_listed_more_often_than_it_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = Watch(monkeypatch)
+    for number in range(20):
+        write("parquet", tmp_path / f"{number:02}.parquet", numbers(10 * number, 10))
+    source = make("parquet", tmp_path, schema=numbers(0, 1).schema, follow=Follow(poll_seconds=3600.0, clock=watch))
+    source.open(None)
+    assert ids(take(source, 200)) == list(range(200))
+    write("parquet", tmp_path / "99.parquet", numbers(200, 10))
+    assert [source.poll() for _ in range(3)] == [IDLE] * 3
+    assert watch.listings == 1
+    source.close()
+
+
+def test_a_file_that_still_grows_is_left_alone_until_it_has_settled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = Watch(monkeypatch)
+    (tmp_path / "a.csv").write_text("id\n1\n")
+    follow = Follow(settle_seconds=10, clock=watch, **FAST)
+    source = make("csv", tmp_path, schema=pa.schema([("id", pa.int64())]), follow=follow)
+    source.open(None)
+
+    def wait_for_listings(count: int) -> None:
+        seen = watch.listings
+        while watch.listings < seen + count:
+            watch.now += 0.001
+            assert source.poll() is IDLE
+
+    wait_for_listings(2)
+    (tmp_path / ".a.csv").write_text("id\n1\n2\n")
+    (tmp_path / ".a.csv").rename(tmp_path / "a.csv")
+    watch.now += 9
+    wait_for_listings(2)
+    assert source.poll() is IDLE
+    watch.now += 11
+    while not isinstance(item := source.poll(), SourceBatch):
+        watch.now += 0.001
+    assert ids([item]) == [1, 2]
+    source.close()
+
+
+@pytest.mark.parametrize("order", ["name", "time"])
+def test_a_file_that_changes_after_it_was_read_is_an_error(tmp_path: Path, order: Any) -> None:
+    (tmp_path / "a.csv").write_text("id\n1\n")
+    source = make("csv", tmp_path, follow=Follow(order=order, **FAST))
+    source.open(None)
+    position = take(source, 1)[-1].position
+    (tmp_path / ".a.csv").write_text("id\n1\n2\n")
+    (tmp_path / ".a.csv").rename(tmp_path / "a.csv")
+    with pytest.raises(SourceChangedError, match=r"a\.csv.*expected 5 bytes, all read, found 7 bytes"):
+        take(source, 1)
+    source.close()
+    with pytest.raises(SourceChangedError, match=r"a\.csv"):
+        make("csv", tmp_path, follow=Follow(order=order, **FAST)).open({**position, "ended": False})
+
+
+def test_a_followed_file_that_changed_while_it_was_being_read_is_refused(tmp_path: Path) -> None:
+    write("parquet", tmp_path / "a.parquet", numbers(0, 500))
+    source = make("parquet", tmp_path, follow=Follow(**FAST))
+    source.open(None)
+    position = take(source, 1)[0].position
+    source.close()
+    write("parquet", tmp_path / "a.parquet", numbers(1, 500))
+    with pytest.raises(SourceChangedError, match=r"a\.parquet"):
+        make("parquet", tmp_path, schema=numbers(0, 1).schema, follow=Follow(**FAST)).open(position)
+    (tmp_path / "a.parquet").unlink()
+    with pytest.raises(SourceChangedError, match=r"a\.parquet"):
+        make("parquet", tmp_path, schema=numbers(0, 1).schema, follow=Follow(**FAST)).open(position)
+
+
+def test_a_directory_that_is_followed_needs_columns_from_somewhere(tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match="pass schema="):
+        make("parquet", tmp_path, follow=True)
+    with pytest.raises(ValueError, match="only a directory can be followed"):
+        make("parquet", [tmp_path / "a.parquet"], follow=True)
+    for wrong in ({"order": "size"}, {"poll_seconds": 0}, {"settle_seconds": -1}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            Follow(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("drift", "found"), [("ignore_extra", [1, 2, 2**40]), ("widen", "more"), ("error", "more")])
+def test_a_file_of_other_columns_in_a_followed_directory_meets_the_policy(
+    tmp_path: Path, drift: str, found: Any
+) -> None:
+    write("parquet", tmp_path / "a.parquet", NARROW.set_column(0, "id", pa.array([1, 2], pa.int64())))
+    source = make("parquet", tmp_path, follow=Follow(**FAST), schema_drift=drift)
+    source.open(None)
+    drop(tmp_path, "b", WIDE, 2e9)
+    if isinstance(found, list):
+        assert ids(take(source, 3)) == found
+    else:
+        with pytest.raises(SchemaError, match=rf"(?s)b\.parquet has .*{found}"):
+            take(source, 3)
+    source.close()
+
+
+def test_a_truncated_compressed_file_is_an_error(tmp_path: Path) -> None:
+    write("csv.gz", tmp_path / "a.csv.gz", numbers(0, 20_000))
+    data = (tmp_path / "a.csv.gz").read_bytes()
+    (tmp_path / "a.csv.gz").write_bytes(data[: len(data) // 2])
+    with pytest.raises(BadInputError, match=r"a\.csv\.gz"):
+        drain(make("csv.gz", tmp_path))
+
+
+# --- JSON lines --------------------------------------------------------------------------------------------------
+
+
+def test_keys_that_an_object_lacks_are_null_and_others_an_error_unless_declared(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"id": 1, "tags": ["x"]}\n\n{"tags": [], "id": 2}\n{"id": 3}\n')
+    source = JsonSource(tmp_path)
+    assert source.schema == pa.schema([("id", pa.int64()), ("tags", pa.list_(pa.string()))])
+    assert rows_of(drain(source), source.schema)[2] == {"id": 3, "tags": None}
+    declared = JsonSource(tmp_path, pa.schema([("id", pa.float32())]))
+    assert rows_of(drain(declared), declared.schema) == [{"id": 1.0}, {"id": 2.0}, {"id": 3.0}]
+
+
+def test_a_line_that_is_no_object_of_these_columns_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"id": 1}\n')
+    (tmp_path / "b.json").write_text('{"id": 1}\n{"id": "seven"}\n')
+    with pytest.raises(BadInputError, match=r"b\.json: the rows from byte 0 on"):
+        drain(JsonSource(tmp_path))
+    (tmp_path / "b.json").write_text("no json\n")
+    with pytest.raises(BadInputError, match=r"b\.json: the rows from byte 0 on"):
+        drain(JsonSource(tmp_path))
 
 
 # --- Parquet -----------------------------------------------------------------------------------------------------
