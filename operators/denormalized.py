@@ -4,7 +4,7 @@ A program written for it runs with its imports changed::
 
     from operators.denormalized import Context, col, functions as f
 
-    ctx = Context(state="state/sensors", transport=topics)
+    ctx = Context(state="state/sensors")
     ds = ctx.from_topic("temperature", json.dumps(sample), "localhost:9092", "occurred_at_ms")
     ds.window([col("sensor_name")], [f.count(col("reading")).alias("count")], 1000, None).print_stream()
 
@@ -12,13 +12,13 @@ What differs is what was missing there: windows keep their keys over a restart, 
 together, and ``state`` says where it is kept (None: in memory). As there, `DataStream.print_stream` and
 `DataStream.sink` run the stream, until its topics end or the process is told to stop.
 
-``transport`` is what brings messages (`operators.topics.Transport`); `operators.topics.MemoryTopics` keeps them in the
-process.
+Topics are those of Kafka (extra ``kafka``), read as `operators.sources.KafkaSource` reads them. Instead a ``transport``
+can bring messages (`operators.topics.Transport`); `operators.topics.MemoryTopics` keeps them in the process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -26,9 +26,10 @@ from datafusion import Accumulator, Expr, col, functions, lit, udf
 from datafusion import udaf as _udaf
 
 from operators.context import StreamContext
-from operators.engine import column_named
 from operators.errors import SchemaError
+from operators.formats import FormatError, JsonFormat
 from operators.sinks.callback import ImmediateCallbackSink
+from operators.sources import KafkaSource, Source
 from operators.stream import DataStream as Stream
 from operators.topics import TopicSink, TopicSource, Transport, schema_of_json
 from statebackend import StateBackend
@@ -88,7 +89,8 @@ class _Adapted(Accumulator):
 class Context:
     """Where streams begin.
 
-    ``state``: URL of the state, a `StateBackend`, or None for memory. ``transport``: brings the messages.
+    ``state``: URL of the state, a `StateBackend`, or None for memory. ``transport``: brings the messages instead
+    of Kafka.
     ``checkpoint_interval``: seconds.
     """
 
@@ -114,25 +116,49 @@ class Context:
         timestamp_column: str,
         group_id: str = "default_group",
     ) -> DataStream:
-        """A stream of the JSON messages of a topic, with the columns of ``sample_json``.
+        """A stream of the JSON messages of a topic, with the columns of ``sample_json``, from its first message on.
 
-        ``timestamp_column``: integer epoch milliseconds, or a timestamp. ``bootstrap_servers`` and ``group_id``
-        belong to a Kafka transport; positions are kept in the state, never in the group.
+        ``timestamp_column``: integer epoch milliseconds, or a timestamp. ``group_id`` is told how far the job has
+        come; positions are kept in the state, never in the group. Neither it nor ``bootstrap_servers`` matters to a
+        ``transport``.
         """
-        del bootstrap_servers, group_id
         if not topic:
             raise ValueError("from_topic: the topic has no name")
-        if self.transport is None:
-            raise ValueError("from_topic: give Context(transport=...), for example operators.topics.MemoryTopics()")
         schema = schema_of_json(sample_json)
         if timestamp_column not in schema.names:
             raise SchemaError(f"from_topic: no column {timestamp_column!r} in the sample; it has {schema.names}")
-        stream = self.streams.from_source(TopicSource(self.transport, topic, schema), name=topic)
-        time = column_named(timestamp_column).cast(pa.timestamp("ms"))
-        timed = stream.with_column(_TIME, time).assign_event_time(
-            _TIME, future_limit=None, on_bad_event_time="drop", name=f"{topic}.time"
+        format_ = _Timed(JsonFormat(schema), timestamp_column)
+        source: Source = (
+            KafkaSource(topic, bootstrap_servers, format=format_, group_id=group_id, tombstones="drop")
+            if self.transport is None
+            else TopicSource(self.transport, topic, format_)
         )
-        return DataStream(self, timed)
+        stream = self.streams.from_source(
+            source, event_time=_TIME, future_limit=None, on_bad_event_time="drop", name=topic
+        )
+        return DataStream(self, stream)
+
+
+class _Timed:
+    """A format with its event time as a timestamp besides."""
+
+    takes_nulls = False
+
+    def __init__(self, inner: JsonFormat, column: str) -> None:
+        self.schema = inner.schema.append(pa.field(_TIME, pa.timestamp("ms")))
+        self._inner = inner
+        self._column = column
+
+    def describe(self) -> Mapping[str, Any]:
+        return {**self._inner.describe(), "time": self._column}
+
+    def decode(self, values: Sequence[bytes]) -> pa.RecordBatch:
+        batch = self._inner.decode(values)
+        try:
+            time = batch.column(self._column).cast(pa.timestamp("ms"))
+        except pa.ArrowInvalid as error:
+            raise FormatError(f"{self._column!r} is no time: {error}") from error
+        return pa.RecordBatch.from_arrays([*batch.columns, time], schema=self.schema)
 
 
 class DataStream:

@@ -1,21 +1,20 @@
 """Topics of messages: the seam behind which a message broker stands, and one that lives in memory.
 
-A message is bytes, its place in a topic an offset. `TopicSource` decodes messages as JSON, a batch at a time with
-Arrow's reader, and its position is the next offset; `TopicSink` encodes rows as JSON.
+A message is bytes, its place in a topic an offset. `TopicSource` decodes messages, many at a time, and its position is
+the next offset; `TopicSink` encodes rows as JSON.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import pyarrow as pa
-import pyarrow.json as pajson
 
 from operators.errors import BadInputError, SourceChangedError
+from operators.formats import Format, decode, infer_json
 from operators.sinks.base import Guarantee, Prepared, SinkContext, conform
 from operators.sources.base import IDLE, Idle, Position, SourceBatch
 
@@ -76,27 +75,19 @@ class MemoryTopics:
 
 def schema_of_json(sample: str | bytes) -> pa.Schema:
     """The columns of messages like this JSON object. Raises `BadInputError` if it is none."""
-    data = sample.encode() if isinstance(sample, str) else sample
-    try:
-        schema: pa.Schema = pajson.read_json(io.BytesIO(data), parse_options=_ONE_LINE).schema
-    except pa.ArrowInvalid as error:
-        raise BadInputError(f"the sample is no JSON object: {error}") from error
-    return schema
-
-
-_ONE_LINE = pajson.ParseOptions(newlines_in_values=True)
+    return infer_json([sample.encode() if isinstance(sample, str) else sample])
 
 
 class TopicSource:
-    """Reads one topic of JSON objects with these columns; other fields are left out, missing ones are null."""
+    """Reads one topic of messages in a format."""
 
-    def __init__(self, transport: Transport, topic: str, schema: pa.Schema) -> None:
-        self.schema = schema
+    def __init__(self, transport: Transport, topic: str, format_: Format) -> None:
+        self.schema = format_.schema
         self.total_rows: int | None = None
         self._transport = transport
         self._topic = topic
+        self._format = format_
         self._offset = 0
-        self._options = pajson.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
 
     def describe(self) -> Mapping[str, Any]:
         """The topic."""
@@ -116,22 +107,12 @@ class TopicSource:
         messages = self._transport.fetch(self._topic, self._offset, _MESSAGES)
         if not messages:
             return None if self._transport.end(self._topic) == self._offset else IDLE
-        data = b"\n".join(messages)
-        try:
-            rows = pajson.read_json(io.BytesIO(data), pajson.ReadOptions(block_size=len(data) + 1), self._options)
-        except pa.ArrowInvalid as error:
-            raise BadInputError(
-                f"topic {self._topic!r}: a message from offset {self._offset} on is no JSON object with columns "
-                f"{self.schema.names}: {error}"
-            ) from error
-        if rows.num_rows != len(messages):
-            raise BadInputError(
-                f"topic {self._topic!r}: {len(messages)} messages from offset {self._offset} on hold {rows.num_rows} "
-                "JSON objects"
-            )
+        decoded = decode(self._format, messages)
+        if decoded.rejected:
+            bad = decoded.rejected[0]
+            raise BadInputError(f"topic {self._topic!r}, offset {self._offset + bad.index}: {bad.reason}")
         self._offset += len(messages)
-        batch = rows.select(self.schema.names).combine_chunks().to_batches()[0]
-        return SourceBatch(pa.RecordBatch.from_arrays(batch.columns, schema=self.schema), self._offset)
+        return SourceBatch(decoded.batch, self._offset)
 
     def close(self) -> None:
         """Nothing is held."""

@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.dataset as pads
@@ -26,14 +26,16 @@ from datafusion import functions as f
 
 from operators import DataStream, JobProgress, OperatorError, StreamContext
 from operators.exit_codes import exit_code_of
-from operators.sources import ParquetSource
-from operators.sources.base import Source, SourceBatch
+from operators.sources import KafkaSource, ParquetSource
+from operators.sources.base import IDLE, Idle, Source, SourceBatch
 from statebackend import StateStoreError
 from tests.support.streams import as_multiset, events
 
 ROWS = 6_000
 DISORDER_MS = 400
 SOURCE = "events"
+KAFKA = "kafka:"
+"""What a source begins with that is a topic: ``kafka:SERVERS/TOPIC``."""
 _DEADLINE_S = 60.0
 
 
@@ -115,6 +117,23 @@ PIPELINES: Mapping[str, Callable[[DataStream, str], None]] = {
 }
 
 
+class PacedTopic(KafkaSource):
+    """Waits after each batch, and never catches up."""
+
+    def __init__(self, place: str, batch_rows: int, wait_s: float) -> None:
+        servers, _, topic = place.removeprefix(KAFKA).rpartition("/")
+        options = {"fetch.wait.max.ms": 10, "reconnect.backoff.ms": 10, "reconnect.backoff.max.ms": 100}
+        schema = events(0, 1).schema
+        super().__init__(topic, servers, schema=schema, end="latest", batch_rows=batch_rows, options=options)
+        self._wait_s = wait_s
+
+    def poll(self) -> SourceBatch | Literal[Idle.IDLE] | None:
+        item = super().poll()
+        if item not in (None, IDLE):
+            time.sleep(self._wait_s)
+        return item
+
+
 class PacedSource(ParquetSource):
     """Waits before each batch, and never catches up."""
 
@@ -140,7 +159,8 @@ def build(
 ) -> StreamContext:
     context = StreamContext(pipeline, state=state, checkpoint_interval=interval_s, hook=hook)
     if isinstance(source, (str, Path)):
-        source = PacedSource(str(source), batch_rows, wait_s)
+        paced = PacedTopic if str(source).startswith(KAFKA) else PacedSource
+        source = paced(str(source), batch_rows, wait_s)
     stream = context.from_source(source, event_time="t", max_disorder=DISORDER_MS, name=SOURCE)
     PIPELINES[pipeline](stream, str(output))
     return context
@@ -161,7 +181,7 @@ def read_output(output: Path) -> dict[str, Counter[tuple[Any, ...]]]:
 class JobProcess:
     """One life of a job. Use as a context manager: it never outlives the block."""
 
-    def __init__(self, pipeline: str, *, source: Path, state: Path, output: Path, **options: object) -> None:
+    def __init__(self, pipeline: str, *, source: Path | str, state: Path, output: Path, **options: object) -> None:
         arguments = {"source": source, "state": state, "output": output, **options}
         command = [sys.executable, "-m", "tests.end_to_end.job_process", pipeline]
         command += [f"--{name.replace('_', '-')}={value}" for name, value in arguments.items()]
@@ -234,8 +254,8 @@ def main() -> int:
     def on_progress(progress: JobProgress) -> None:
         checkpoint = max((c.checkpoint_id for c in progress.checkpoints), default=None)
         _say(
-            rows=progress.positions[SOURCE]["rows"],
-            start_rows=progress.positions[SOURCE]["rows"] - progress.rows_read,
+            rows=_rows_before(progress.positions.get(SOURCE)),
+            start_rows=_rows_before(progress.positions.get(SOURCE)) - progress.rows_read,
             restored_from=progress.restored_from,
             checkpoint=checkpoint,
         )
@@ -245,9 +265,15 @@ def main() -> int:
     except (OperatorError, StateStoreError) as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return exit_code_of(error)
-    restored = result.restored_positions.get(SOURCE, {"rows": 0})["rows"]
+    restored = _rows_before(result.restored_positions.get(SOURCE))
     _say(outcome=str(result.outcome), restored_from=result.restored_from, start_rows=restored)
     return 0
+
+
+def _rows_before(position: Mapping[str, Any] | None) -> int:
+    if position is None:
+        return 0
+    return position["rows"] if "rows" in position else sum(o for split, o in position.items() if "/" in split)
 
 
 def _killer(where: str) -> Callable[[str], None]:
