@@ -166,16 +166,23 @@ class StreamContext(Readers):
     def execute(self, script: str) -> list[Answer]:
         """Carry out the statements of a script, which semicolons end; nothing runs before `run`.
 
-        ``CREATE EXTERNAL TABLE name [(columns)] STORED AS PARQUET|CSV LOCATION '…' OPTIONS ('mode' '…', …)`` makes a
-        stream (mode ``bounded``, the default; options ``event_time``, ``watermark_delay``, ``idle_timeout``,
-        ``max_drift``, ``future_limit``, ``bad_event_time``, and those of the format), a table to join streams with
-        (``static``; any format and option of DataFusion) or a sink (``sink``; with its columns, ``PARTITIONED BY``,
-        and options ``emit``, ``roll_rows``, ``roll_interval``, ``compression``, ``existing``). Lengths of time are
-        written as in INTERVAL, ``storage.KEY`` is handed to the filesystem. ``INSERT INTO sink SELECT …`` and ``COPY
-        (SELECT …) TO '…' STORED AS PARQUET`` become parts of this job; the rows of all INSERTs of a script into one
-        sink end in it together. ``CREATE [OR REPLACE] VIEW``, ``DROP TABLE`` and ``DROP VIEW`` are known for the
-        statements after them, and for `sql`. The sink's table names its operators, so it must stay the same when a job
-        is restored.
+        ``CREATE EXTERNAL TABLE name [(columns)] STORED AS … [PARTITIONED BY (…)] LOCATION '…' OPTIONS ('mode' '…', …)``
+        makes, by mode:
+
+        * ``bounded`` (the default) a stream of what is there, ``follow`` also of what comes later: PARQUET, CSV, JSON,
+          ARROW, or KAFKA, whose location is a topic. Options: ``event_time``, ``watermark_delay``, ``idle_timeout``,
+          ``max_drift``, ``future_limit``, ``bad_event_time``, ``max_rows_per_second``, and those of the source.
+        * ``static`` a table to join streams with: any format and option of DataFusion.
+        * ``sink`` what INSERT INTO writes to, exactly once: PARQUET, CSV, JSON, ARROW, with its columns. Options:
+          ``emit`` (of rows that are corrected ``changelog``, with the column ``op``, or ``final``), ``roll_rows``,
+          ``roll_interval``, ``compression``, ``existing``.
+
+        A name that is no option is refused, with those there are. Lengths of time are written as in INTERVAL;
+        ``storage.KEY`` is handed to the filesystem and ``kafka.KEY`` to librdkafka, where ``env:NAME`` stands for an
+        environment variable. ``INSERT INTO sink SELECT …`` and ``COPY (SELECT …) TO '…' STORED AS …`` become parts of
+        this job; the rows of all INSERTs of a script into one sink end in it together. ``CREATE [OR REPLACE] VIEW``,
+        ``DROP TABLE`` and ``DROP VIEW`` are known for the statements after them, and for `sql`. A sink's name begins
+        the ids of its operators, so it must stay the same when a job is restored.
 
         Returns the answers, in order: of a SELECT its stream, which has no sink yet, or a table if it reads tables
         alone; of SHOW TABLES and DESCRIBE a table; of EXPLAIN the operators, as text.

@@ -27,8 +27,9 @@ example:
 statements:
   CREATE EXTERNAL TABLE [(columns)] STORED AS … LOCATION '…' OPTIONS ('mode' '…', …), CREATE VIEW, DROP,
   INSERT INTO, COPY (SELECT …) TO '…' STORED AS PARQUET, SELECT, EXPLAIN, SHOW TABLES, DESCRIBE.
-  Mode bounded (the default) is a stream of the files that are there, static a table to join streams with, sink what
-  INSERT INTO writes to. The rows of a SELECT are printed. All INSERTs and SELECTs of a script are one job.
+  Mode bounded (the default) is a stream of what is there, follow also of what comes later (PARQUET, CSV, JSON, ARROW,
+  KAFKA), static a table to join streams with, sink what INSERT INTO writes to. The rows of a SELECT are printed. All
+  INSERTs and SELECTs of a script are one job.
 
 exit codes: 0 done, 1 failed, 2 wrong usage, 3 fenced by another process, 130 interrupted (the state is kept)
 """

@@ -1,24 +1,24 @@
 """CREATE EXTERNAL TABLE: a stream, a table of rows that are there, or a sink.
 
-The option ``mode`` tells which. ``bounded`` reads the files that are there, as a stream that ends; ``static`` reads
-them at once, as DataFusion does, into a table to join streams with; ``sink`` is what INSERT INTO writes to.
+The option ``mode`` tells which. ``bounded`` reads what is there, as a stream that ends, ``follow`` also what comes
+later, for ever; ``static`` reads all rows at once, as DataFusion does, into a table to join streams with; ``sink`` is
+what INSERT INTO writes to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from datafusion import SessionContext
 
-from operators.errors import SchemaError, UnsupportedQueryError
+from operators.errors import SchemaError
 from operators.graph import derived_id
-from operators.sinks import ParquetSink
+from operators.reading import ReadOptions
 from operators.sinks.base import Sink
-from operators.sources import CsvSource, ParquetSource, Source
+from operators.sql.formats import Place, sink_at, source_at
 from operators.sql.options import Options
 from operators.sql.statements import Copy, CreateTable, without_options
 from operators.stream import DataStream
@@ -36,6 +36,7 @@ class Mode(StrEnum):
     """What a table is; see the module."""
 
     BOUNDED = "bounded"
+    FOLLOW = "follow"
     STATIC = "static"
     SINK = "sink"
 
@@ -56,7 +57,15 @@ def define(context: StreamContext, session: SessionContext, table: CreateTable) 
     Raises `SchemaError` for options and columns that do not fit, `BadInputError` for files that are not there.
     """
     options = Options(f"table {table.name}", table.options, session)
-    match Mode(options.word(_MODE, list(Mode), Mode.BOUNDED)):
+    mode = Mode(options.word(_MODE, list(Mode), Mode.BOUNDED))
+    place = Place(
+        stored_as=table.stored_as,
+        location=table.location,
+        columns=table.columns,
+        partition_by=table.partition_by,
+        follow=mode is Mode.FOLLOW,
+    )
+    match mode:
         case Mode.STATIC:
             return _rows(session, table)
         case Mode.SINK:
@@ -65,16 +74,17 @@ def define(context: StreamContext, session: SessionContext, table: CreateTable) 
                     f"table {table.name}: a sink needs its columns, … {table.name} (column TYPE, …) STORED AS …; "
                     f"without them say COPY (SELECT …) TO '{table.location}' STORED AS {table.stored_as}"
                 )
-            final, sink = _sink(table.stored_as, table.location, table.partition_by, options)
+            final, sink = _sink(place, options)
             return SinkTable(name=table.name, columns=table.columns, sink=sink, final=final)
         case _:
-            return _stream(context, table, options)
+            return _stream(context, table, place, options)
 
 
 def sink_of_copy(session: SessionContext, copy: Copy, columns: pa.Schema) -> SinkTable:
     """The sink that a COPY writes to."""
     options = Options(f"COPY TO {copy.location}", copy.options, session)
-    final, sink = _sink(copy.stored_as, copy.location, copy.partition_by, options)
+    place = Place(stored_as=copy.stored_as, location=copy.location, columns=columns, partition_by=copy.partition_by)
+    final, sink = _sink(place, options)
     return SinkTable(name=copy.location, columns=columns, sink=sink, final=final)
 
 
@@ -94,52 +104,22 @@ def _rows(session: SessionContext, table: CreateTable) -> pa.Table:
 # -- streams
 
 
-def _parquet(table: CreateTable, options: Options) -> Source:
-    return ParquetSource(
-        table.location,
-        None if table.columns is None else table.columns.names,
-        batch_rows=options.count("batch_rows", 65_536),
-        order_by=options.text("order_by", None),
-        storage_options=options.storage(),
+def _stream(context: StreamContext, table: CreateTable, place: Place, options: Options) -> DataStream:
+    read = ReadOptions(
+        event_time=options.text("event_time", None),
+        max_disorder=options.span("watermark_delay", 0),
+        idle_timeout=options.span("idle_timeout", None),
+        max_drift=options.span("max_drift", None),
+        future_limit=options.span("future_limit", _DAY_MS),
+        on_bad_event_time=options.word("bad_event_time", ("error", "drop"), "error"),
+        max_rows_per_second=options.number("max_rows_per_second"),
+        name=derived_id(table.name),
     )
-
-
-def _csv(table: CreateTable, options: Options) -> Source:
-    return CsvSource(
-        table.location,
-        table.columns,
-        delimiter=options.text("delimiter", ","),
-        newlines_in_values=options.flag("newlines_in_values", default=False),
-        storage_options=options.storage(),
-    )
-
-
-_SOURCES: Mapping[str, Callable[[CreateTable, Options], Source]] = {"PARQUET": _parquet, "CSV": _csv}
-
-
-def _stream(context: StreamContext, table: CreateTable, options: Options) -> DataStream:
-    if table.stored_as not in _SOURCES:
-        raise UnsupportedQueryError(
-            f"STORED AS {table.stored_as}",
-            f"a stream is read from {', '.join(_SOURCES)}; of DataFusion's others only tables can be made, "
-            "OPTIONS ('mode' 'static')",
-        )
-    if table.partition_by:
-        raise UnsupportedQueryError(
-            f"PARTITIONED BY of the stream {table.name}",
-            "columns in the names of directories are not read; leave it out",
-        )
-    event_time = options.text("event_time", None)
-    read: dict[str, Any] = {"event_time": event_time, "max_disorder": options.span("watermark_delay", 0)}
-    read["idle_timeout"] = options.span("idle_timeout", None)
-    read["max_drift"] = options.span("max_drift", None)
-    read["future_limit"] = options.span("future_limit", _DAY_MS)
-    read["on_bad_event_time"] = options.word("bad_event_time", ("error", "drop"), "error")
-    source = _SOURCES[table.stored_as](table, options)
-    options.close()
     try:
-        stream = context.from_source(source, name=derived_id(table.name), **read)
-    except (ValueError, SchemaError) as error:
+        source = source_at(place, options)
+        options.close()
+        stream = context.from_source(source, **read)
+    except ValueError as error:
         raise SchemaError(f"table {table.name}: {error}") from error
     return _as_declared(table, stream)
 
@@ -160,25 +140,9 @@ def _as_declared(table: CreateTable, stream: DataStream) -> DataStream:
 # -- sinks
 
 
-def _parquet_sink(location: str, partition_by: tuple[str, ...], options: Options) -> Sink:
-    return ParquetSink(
-        location,
-        partition_by,
-        roll_rows=options.count("roll_rows", 1_000_000),
-        roll_seconds=options.span("roll_interval", 60_000) / 1000,
-        compression=options.text("compression", "zstd"),
-        existing=options.word("existing", ("error", "append"), "error"),
-        storage_options=options.storage(),
-    )
-
-
-_SINKS: Mapping[str, Callable[[str, tuple[str, ...], Options], Sink]] = {"PARQUET": _parquet_sink}
-
-
-def _sink(stored_as: str, location: str, partition_by: tuple[str, ...], options: Options) -> tuple[bool, Sink]:
-    if stored_as not in _SINKS:
-        raise UnsupportedQueryError(f"a sink STORED AS {stored_as}", f"there are {', '.join(_SINKS)}")
+def _sink(place: Place, options: Options) -> tuple[bool, Sink]:
+    """Whether it wants final rows, and the sink."""
     final = options.word("emit", ("changelog", "final"), "changelog") == "final"
-    sink = _SINKS[stored_as](location, partition_by, options)
+    sink = sink_at(place, options)
     options.close()
     return final, sink

@@ -57,6 +57,17 @@ class Options:
             self._refuse(name, found, "a number of at least 1")
         return int(found)
 
+    def number(self, name: str) -> float | None:
+        """A positive number, None if it is not there."""
+        found = self.text(name, None)
+        if found is None:
+            return None
+        try:
+            number = float(found)
+        except ValueError:
+            number = 0.0
+        return number if 0 < number < float("inf") else self._refuse(name, found, "a positive number")
+
     def span(self, name: str, default: T) -> int | T:
         """A length of time in milliseconds, written as an INTERVAL is: ``4 seconds``, ``1 hour 30 minutes``."""
         found = self.text(name, None)
@@ -75,19 +86,26 @@ class Options:
     def storage(self) -> dict[str, Any] | None:
         """``storage.KEY``, for the filesystem; ``env:NAME`` is the value of an environment variable."""
         found: dict[str, Any] = {}
-        for name in [name for name in self._found if name.startswith(_STORAGE)]:
-            *above, last = name.removeprefix(_STORAGE).split(".")
+        for name, value in self.below(_STORAGE).items():
+            *above, last = name.split(".")
+            into = found
+            for part in above:
+                into = into.setdefault(part, {})
+            into[last] = {"true": True, "false": False}.get(value, value)
+        return found or None
+
+    def below(self, prefix: str) -> dict[str, str]:
+        """The options that begin with this, without it; ``env:NAME`` is the value of an environment variable."""
+        found = {}
+        for name in [name for name in self._found if name.startswith(prefix)]:
             value = self._found.pop(name)
             if value.startswith(_ENVIRONMENT):
                 variable = value.removeprefix(_ENVIRONMENT)
                 if variable not in os.environ:
                     raise SchemaError(f"{self._owner}: {name}: there is no environment variable {variable}")
                 value = os.environ[variable]
-            into = found
-            for part in above:
-                into = into.setdefault(part, {})
-            into[last] = {"true": True, "false": False}.get(value, value)
-        return found or None
+            found[name.removeprefix(prefix)] = value
+        return found
 
     def close(self) -> None:
         """Refuse what was not read."""

@@ -10,6 +10,7 @@ import pytest
 
 from operators import DataStream, SchemaError, StreamContext, UnsupportedQueryError
 from operators.errors import BadInputError, OperatorError
+from operators.report import JobOutcome
 from operators.sinks import MemorySink
 
 ROWS = 20
@@ -90,6 +91,41 @@ def test_columns_of_a_parquet_stream_are_those_that_are_declared_of_the_declared
 def test_an_event_time_is_declared_as_it_is_or_not_at_all(place: Path) -> None:
     with pytest.raises(SchemaError, match=r"event time 't' is timestamp\[ms\].*TIMESTAMP\(3\)"):
         context("CREATE EXTERNAL TABLE x (t TIMESTAMP) STORED AS PARQUET LOCATION 'x.parquet' OPTIONS (event_time t)")
+
+
+def test_every_format_that_is_written_is_read_with_the_columns_in_names_of_directories(place: Path) -> None:
+    for kind in ("PARQUET", "CSV", "JSON", "ARROW"):
+        where = f"STORED AS {kind} PARTITIONED BY (k) LOCATION '{kind}'"
+        context(X, f"COPY (SELECT k, v FROM x WHERE v < 3) TO '{kind}' STORED AS {kind} PARTITIONED BY (k)").run()
+        for table in ("back", "back (k VARCHAR, v BIGINT)"):
+            job = context(f"CREATE EXTERNAL TABLE {table} {where}")
+            rows = rows_of(job.sql("SELECT k, v FROM back"))
+            assert sorted(rows, key=lambda row: str(row["v"])) == [
+                {"k": "a", "v": 0},
+                {"k": "b", "v": 1},
+                {"k": "a", "v": 2},
+            ]
+
+
+def test_a_directory_is_followed_until_the_job_is_stopped(place: Path) -> None:
+    job = context(
+        """CREATE EXTERNAL TABLE later (t TIMESTAMP(3), k VARCHAR, v BIGINT) STORED AS PARQUET LOCATION '.'
+           OPTIONS ('mode' 'follow', 'event_time' 't', 'poll_interval' '10 milliseconds')"""
+    )
+    sink = MemorySink()
+    job.sql("SELECT v FROM later").sink(sink)
+    running = job.job(lambda progress: running.stop() if progress.rows_read else None)
+    assert running.run().outcome is JobOutcome.STOPPED
+    assert sink.table().num_rows == ROWS
+
+
+def test_a_topic_is_declared_without_asking_for_it(place: Path) -> None:
+    job = context(
+        """CREATE EXTERNAL TABLE clicks (who VARCHAR, n BIGINT, "timestamp" TIMESTAMP(3)) STORED AS KAFKA
+           LOCATION 'clicks'
+           OPTIONS ('bootstrap_servers' 'localhost:1', 'metadata' 'timestamp', kafka.client.id 'me')"""
+    )
+    assert job.sql("SELECT * FROM clicks").schema.names == ["who", "n", "timestamp"]
 
 
 def test_a_static_table_is_what_datafusion_reads_and_is_joined(place: Path) -> None:
@@ -219,10 +255,12 @@ OF_CSV, OF_PARQUET = ("CREATE EXTERNAL TABLE e STORED AS " + kind for kind in ("
     ("statement", "error", "text"),
     [
         (f"{OF_PARQUET} LOCATION 'nothing'", BadInputError, "no such file"),
-        ("CREATE EXTERNAL TABLE e STORED AS JSON LOCATION 'x'", UnsupportedQueryError, "'mode' 'static'"),
-        (f"{OF_CSV} PARTITIONED BY (a) LOCATION 'x'", UnsupportedQueryError, "PARTITIONED"),
+        ("CREATE EXTERNAL TABLE e STORED AS AVRO LOCATION 'x'", UnsupportedQueryError, "'mode' 'static'"),
+        ("CREATE EXTERNAL TABLE e STORED AS KAFKA LOCATION 'x'", SchemaError, "'bootstrap_servers' 'host:port'"),
+        (f"{OF_PARQUET} LOCATION '*.parquet' OPTIONS (mode follow)", SchemaError, "only a directory can be followed"),
+        (f"{OF_CSV} LOCATION 'x' OPTIONS (max_rows_per_second '-1')", SchemaError, "a positive number"),
         (f"{OF_CSV} LOCATION 'dim.csv' OPTIONS (x 'y')", SchemaError, "no option 'x'; there are mode, event_time"),
-        (f"{OF_CSV} LOCATION 'x' OPTIONS (mode 'y')", SchemaError, "bounded, static, sink"),
+        (f"{OF_CSV} LOCATION 'x' OPTIONS (mode 'y')", SchemaError, "bounded, follow, static, sink"),
         (f"{OF_CSV} LOCATION 'x' OPTIONS (watermark_delay 'long')", SchemaError, "4 seconds"),
         (f"{OF_CSV} LOCATION 'x' OPTIONS (max_drift '1 month')", SchemaError, "in days"),
         (f"{OF_CSV} LOCATION 'x' OPTIONS (storage.key 'env:NO_SUCH')", SchemaError, "NO_SUCH"),
@@ -235,7 +273,7 @@ OF_CSV, OF_PARQUET = ("CREATE EXTERNAL TABLE e STORED AS " + kind for kind in ("
         ("INSERT INTO x SELECT * FROM x", SchemaError, "that is a stream"),
         ("INSERT INTO o SELECT 1", SchemaError, "Column count"),
         ("INSERT INTO o SELECT * FROM x ORDER BY v", UnsupportedQueryError, "ORDER BY"),
-        ("COPY (SELECT * FROM x) TO 'c' STORED AS CSV", UnsupportedQueryError, "STORED AS CSV"),
+        ("COPY (SELECT * FROM x) TO 'c' STORED AS AVRO", UnsupportedQueryError, "STORED AS AVRO: it may be PARQUET"),
         ("COPY (SELECT * FROM x) TO 'c' STORED AS PARQUET OPTIONS (mode 'sink')", SchemaError, "no option 'mode'"),
     ],
 )
