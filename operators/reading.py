@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, TypedDict, Unpack
 
 import pyarrow as pa
 
 from operators.errors import SchemaError
-from operators.sources import CsvSource, IterableSource, KafkaSource, ParquetSource, RateLimit, Source
+from operators.sources import (
+    ArrowSource,
+    AsyncSource,
+    CsvSource,
+    FileSource,
+    IterableSource,
+    JsonSource,
+    KafkaSource,
+    ParquetSource,
+    RateLimit,
+    Source,
+)
+from operators.sources.text import text_suffixes
 from operators.stream import DataStream
 from operators.watermark import BadEventTime, EventTimeColumn, EventTimeSpec
 from operators.windows import Duration, milliseconds
@@ -59,18 +72,58 @@ class Readers(ABC):
         return self._read(source, ("source", type(source).__name__), options)
 
     def from_batches(self, batches: Any, schema: pa.Schema | None = None, **options: Unpack[ReadOptions]) -> DataStream:
-        """A stream of record batches from Python; see `operators.sources.IterableSource`."""
+        """A stream of record batches from Python.
+
+        ``batches``: a table, a collection of batches, anything with ``__arrow_c_stream__`` (pandas, Polars, DuckDB), an
+        iterator, a function that returns one, or an async generator function (which needs the schema); see
+        `operators.sources.IterableSource` and `operators.sources.AsyncSource` for what can be replayed.
+        """
+        if inspect.isasyncgenfunction(batches) or isinstance(batches, AsyncIterator):
+            if schema is None:
+                raise SchemaError("from_batches: an async generator needs schema=")
+            return self._read(AsyncSource(batches, schema), ("batches",), options)
         return self._read(IterableSource(batches, schema), ("batches",), options)
+
+    def read(self, what: Any, **options: Any) -> DataStream:
+        """A stream of whatever can be read: a source, a file by its ending, or what `from_batches` takes.
+
+        ``options``: those of the reader that fits, which `read_parquet`, `read_csv`, `read_json`, `read_arrow`
+        and `from_batches` are.
+        """
+        if isinstance(what, str | os.PathLike):
+            name = os.fspath(what)
+            readers = {
+                self.read_parquet: (".parquet",),
+                self.read_csv: text_suffixes(".csv"),
+                self.read_json: text_suffixes(".json", ".jsonl", ".ndjson"),
+                self.read_arrow: (".arrow", ".arrows", ".ipc", ".feather"),
+            }
+            for reader, suffixes in readers.items():
+                if name.endswith(suffixes):
+                    return reader(what, **options)
+            raise ValueError(
+                f"read: the ending of {name!r} does not tell the format; "
+                "use read_parquet, read_csv, read_json or read_arrow"
+            )
+        if hasattr(what, "poll") and hasattr(what, "open"):
+            return self.from_source(what, **options)
+        return self.from_batches(what, **options)
 
     def read_parquet(self, path: Any, **options: Any) -> DataStream:
         """A stream of Parquet files; ``options`` as for `operators.sources.ParquetSource`, and `ReadOptions`."""
-        read, rest = _divided(options)
-        return self._read(ParquetSource(path, **rest), ("parquet", _path_word(path)), read)
+        return self._read_files(ParquetSource, "parquet", path, options)
 
     def read_csv(self, path: Any, schema: pa.Schema | None = None, **options: Any) -> DataStream:
         """A stream of CSV files; ``options`` as for `operators.sources.CsvSource`, and `ReadOptions`."""
-        read, rest = _divided(options)
-        return self._read(CsvSource(path, schema, **rest), ("csv", _path_word(path)), read)
+        return self._read_files(CsvSource, "csv", path, {"schema": schema, **options})
+
+    def read_json(self, path: Any, schema: pa.Schema | None = None, **options: Any) -> DataStream:
+        """A stream of JSON lines; ``options`` as for `operators.sources.JsonSource`, and `ReadOptions`."""
+        return self._read_files(JsonSource, "json", path, {"schema": schema, **options})
+
+    def read_arrow(self, path: Any, **options: Any) -> DataStream:
+        """A stream of Arrow IPC files; ``options`` as for `operators.sources.ArrowSource`, and `ReadOptions`."""
+        return self._read_files(ArrowSource, "arrow", path, options)
 
     def read_kafka(
         self, topics: str | Sequence[str], bootstrap_servers: str | Sequence[str], **options: Any
@@ -83,6 +136,12 @@ class Readers(ABC):
         read, rest = _divided(options)
         words = [topics] if isinstance(topics, str) else topics
         return self._read(KafkaSource(topics, bootstrap_servers, **rest), ("kafka", *words), read)
+
+    def _read_files(
+        self, make: Callable[..., FileSource], word: str, path: Any, options: Mapping[str, Any]
+    ) -> DataStream:
+        read, rest = _divided(options)
+        return self._read(make(path, **rest), (word, _path_word(path)), read)
 
     @abstractmethod
     def _read(self, source: Source, words: tuple[str, ...], options: ReadOptions) -> DataStream:

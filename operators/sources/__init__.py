@@ -8,6 +8,7 @@ sources as the splits of one; ``rate.py`` limits how fast one is read. ``kafka``
 """
 
 from operators.sources.arrow import ArrowSource
+from operators.sources.asynchronous import AsyncSource
 from operators.sources.base import IDLE, DeadLetterSource, Position, Source, SourceBatch, SplitSource, TrackedSource
 from operators.sources.csv import CsvSource
 from operators.sources.file_source import FileOptions, FileSource
@@ -18,10 +19,12 @@ from operators.sources.kafka import KafkaSource
 from operators.sources.multi import MultiSource
 from operators.sources.parquet import ParquetSource
 from operators.sources.rate import RateLimit
+from operators.sources.then import ThenSource
 
 __all__ = [
     "IDLE",
     "ArrowSource",
+    "AsyncSource",
     "CsvSource",
     "DeadLetterSource",
     "FileOptions",
@@ -37,5 +40,6 @@ __all__ = [
     "Source",
     "SourceBatch",
     "SplitSource",
+    "ThenSource",
     "TrackedSource",
 ]

@@ -17,7 +17,7 @@ import pyarrow as pa
 from operators.errors import BadInputError, SchemaError, SourceChangedError, SourceNotReplayableError
 from operators.sources.base import Position, SourceBatch
 
-__all__ = ["BatchFactory", "Batches", "IterableSource"]
+__all__ = ["BatchFactory", "Batches", "IterableSource", "conform_batch", "takes_start"]
 
 Batches: TypeAlias = Iterable[pa.RecordBatch | pa.Table]
 BatchFactory: TypeAlias = Callable[[], Batches] | Callable[[int], Batches]
@@ -31,7 +31,10 @@ class IterableSource:
             iterated again (replayable); a function without arguments that returns the batches from the
             first on (replayable; called again and skipped forward); a function with one required
             argument, or whose first one is named ``start``, that returns them from that number on (replayable
-            by seeking); an iterator or a `pa.RecordBatchReader` (read once, not replayable).
+            by seeking); an iterator or a `pa.RecordBatchReader` (read once, not replayable); any other object with
+            ``__arrow_c_stream__``: a DataFrame of pandas or Polars, a relation of DuckDB, a DataFrame of DataFusion
+            (asked anew at each opening: replayable if it gives its rows in the same order each time; a query
+            should have an ORDER BY).
         schema: the schema of every batch. Without it the first batch is asked, which for a
             function means one extra call when the source is made.
 
@@ -60,13 +63,16 @@ class IterableSource:
                 schema = schema or batches.schema
             self._replayable = False
             self._make = lambda: batches
+        elif hasattr(batches, "__arrow_c_stream__"):
+            schema = schema or pa.RecordBatchReader.from_stream(batches).schema
+            self._make = lambda: pa.RecordBatchReader.from_stream(batches)
         elif isinstance(batches, Iterable):
             if isinstance(batches, Sequence) and all(isinstance(b, pa.RecordBatch | pa.Table) for b in batches):
                 self._total_rows = sum(b.num_rows for b in batches)
             self._make = lambda: batches
         elif callable(batches):
             self._make = batches
-            self._seeks = _takes_start(batches)
+            self._seeks = takes_start(batches)
         else:
             raise TypeError(f"expected batches or a function that returns them, not {type(batches).__name__}")
         self._peeked: list[pa.RecordBatch | pa.Table] = []
@@ -125,7 +131,7 @@ class IterableSource:
             raise
         if item is None:
             return None
-        batch = self._check(item)
+        batch = conform_batch(item, self._schema, f"batch {self._batches} of the iterable source")
         self._batches += 1
         self._rows += batch.num_rows
         return SourceBatch(batch, {"batches": self._batches, "rows": self._rows})
@@ -135,21 +141,6 @@ class IterableSource:
         iterator, self._iterator = self._iterator, None
         if self._replayable and isinstance(iterator, Generator):
             iterator.close()
-
-    def _check(self, item: pa.RecordBatch | pa.Table) -> pa.RecordBatch:
-        if isinstance(item, pa.Table):
-            parts = item.to_batches()
-            item = pa.concat_batches(parts) if parts else pa.RecordBatch.from_pylist([], schema=item.schema)
-        if not isinstance(item, pa.RecordBatch):
-            raise TypeError(
-                f"batch {self._batches} of the iterable source is a {type(item).__name__}, not a RecordBatch"
-            )
-        if item.schema.names != self._schema.names or item.schema.types != self._schema.types:
-            raise SchemaError(
-                f"batch {self._batches} of the iterable source has columns\n{item.schema.remove_metadata()}\n"
-                f"expected\n{self._schema}"
-            )
-        return pa.RecordBatch.from_arrays(item.columns, schema=self._schema)
 
     def _peek(self) -> pa.Schema:
         made = iter(self._make(0) if self._seeks else self._make())
@@ -165,7 +156,19 @@ class IterableSource:
         return first.schema
 
 
-def _takes_start(factory: Callable[..., Any]) -> bool:
+def conform_batch(item: pa.RecordBatch | pa.Table, schema: pa.Schema, what: str) -> pa.RecordBatch:
+    """What a user's iterator gave, as one batch of the schema. Raises `TypeError` and `SchemaError`."""
+    if isinstance(item, pa.Table):
+        parts = item.to_batches()
+        item = pa.concat_batches(parts) if parts else pa.RecordBatch.from_pylist([], schema=item.schema)
+    if not isinstance(item, pa.RecordBatch):
+        raise TypeError(f"{what} is a {type(item).__name__}, not a RecordBatch")
+    if item.schema.names != schema.names or item.schema.types != schema.types:
+        raise SchemaError(f"{what} has columns\n{item.schema.remove_metadata()}\nexpected\n{schema}")
+    return pa.RecordBatch.from_arrays(item.columns, schema=schema)
+
+
+def takes_start(factory: Callable[..., Any]) -> bool:
     """Whether a factory seeks: its only required argument, or its first one if named ``start``, is the batch number."""
     parameters = list(inspect.signature(factory).parameters.values())
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
