@@ -1,8 +1,9 @@
-"""The examples of the README run, in their order, as one program."""
+"""The README tells the truth: its examples run, its commands are understood, its links lead somewhere."""
 
 from __future__ import annotations
 
 import re
+import shlex
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -10,28 +11,106 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from operators import DataStream
+from operators.cli import _parser as operators_parser
+from operators.cli import main as operators_main
+from statebackend.cli import _parser as statebackend_parser
+from statebackend.cli import main as statebackend_main
+
 ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+ROWS = 2000
+TOO_LARGE = ("bench", "s3://")
+"""Of the commands of a store, those that are not run here, only understood."""
 
 
-def test_the_python_examples_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    rows = 2000
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    """The words of every command line, comments left out."""
+    text = "".join(blocks("console")).replace("\\\n", " ")
+    return [shlex.split(line.removeprefix("$ "), comments=True) for line in text.splitlines() if line.startswith("$ ")]
+
+
+def of_module(module: str) -> list[list[str]]:
+    """The arguments of every ``python -m module``."""
+    return [words[3:] for words in commands() if words[:3] == ["python", "-m", module]]
+
+
+@pytest.fixture(scope="module")
+def flights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with some flights in the directory ``flights``."""
+    place = tmp_path_factory.mktemp("readme")
     start = datetime(2013, 1, 1)  # noqa: DTZ001  (the column has no zone)
-    flights = pa.table(
+    rows = pa.table(
         {
-            "sched_time": [start + timedelta(minutes=5 * i) for i in range(rows)],
-            "origin": [("JFK", "LGA", "EWR")[i % 3] for i in range(rows)],
-            "carrier": [("AA", "UA")[i % 2] for i in range(rows)],
-            "flight": [i % 70 for i in range(rows)],
-            "dep_delay": [None if i % 50 == 0 else float(i % 40) for i in range(rows)],
+            "sched_time": [start + timedelta(minutes=5 * i) for i in range(ROWS)],
+            "origin": [("JFK", "LGA", "EWR")[i % 3] for i in range(ROWS)],
+            "carrier": [("AA", "UA")[i % 2] for i in range(ROWS)],
+            "flight": [i % 70 for i in range(ROWS)],
+            "dep_delay": [None if i % 50 == 0 else float(i % 40) for i in range(ROWS)],
         }
     )
-    Path("flights").mkdir()
-    pq.write_table(flights, "flights/part-0.parquet")
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) >= 6
+    (place / "flights").mkdir()
+    pq.write_table(rows, place / "flights" / "part-0.parquet")
+    return place
+
+
+def test_the_python_examples_run_one_after_the_other_and_then_the_commands(
+    flights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(flights)
+    assert len(blocks("python")) >= 6
     names: dict[str, object] = {}
-    for block in blocks:
+    for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), names)
     written = pq.read_table("out/hourly")
-    assert sum(written["departures"].to_pylist()) == 6 * sum(d is not None for d in flights["dep_delay"].to_pylist())
+    assert sum(written["departures"].to_pylist()) == 6 * sum(i % 50 != 0 for i in range(ROWS))
+    capsys.readouterr()
+    ran = [words for words in of_module("statebackend") if not any(w.startswith(TOO_LARGE) for w in words)]
+    assert len(ran) >= 8
+    for words in ran:
+        here = [word.replace("/tmp/", f"{flights}/") for word in words]
+        assert statebackend_main(here) == 0, (words, capsys.readouterr())
+        assert capsys.readouterr().out, words
+
+
+def test_the_script_runs_as_the_command_below_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert operators_main(["nexmark", "generate", "--events", "2000", "--output", "events"]) == 0
+    (script,) = blocks("sql")
+    (words,) = [words for words in of_module("operators") if words[:2] == ["sql", "busy.sql"]]
+    Path("busy.sql").write_text(script)
+    assert operators_main(words) == 0
+    assert sum(pq.read_table("out/busy")["bids"].to_pylist()) == pq.read_table("events/bid").num_rows
+
+
+def test_every_command_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MY_KEY", "MY_SECRET"):
+        monkeypatch.setenv(name, "x")
+    for words in of_module("statebackend"):
+        statebackend_parser().parse_args(words)
+    for words in of_module("operators"):
+        operators_parser().parse_args(words)
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    made = {words[1] for words in commands() if words[0] == "make"}
+    made |= {words.split()[0] for words in re.findall(r"`make ([^`]+)`", README)}
+    assert made
+    assert made <= targets
+
+
+def test_every_link_leads_to_a_file_of_the_project() -> None:
+    prose = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", prose) if "://" not in link]
+    assert len(links) >= 3
+    assert [link for link in links if not (ROOT / link.split("#")[0]).is_file()] == []
+
+
+def test_every_verb_that_is_named_exists() -> None:
+    """In the table of what a stream can do, and that of joins."""
+    rows = [line for line in README.splitlines() if line.startswith("| ")]
+    verbs = {verb for row in rows for verb in re.findall(r"`(?:a\.)?([a-z_]+)(?:\(|`)", row)}
+    assert len(verbs) > 30
+    assert [verb for verb in sorted(verbs) if not hasattr(DataStream, verb)] == []
