@@ -29,6 +29,7 @@ def test_there_are_notebooks() -> None:
     assert NOTEBOOKS
 
 
+@pytest.mark.soak  # with `make notebooks`; every run of the tests looks at the outputs, and at what is imported
 @notebooks
 def test_every_cell_runs_in_a_fresh_copy(path: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copy(path, tmp_path))
@@ -85,6 +86,7 @@ def test_cleaning_takes_paths_times_and_versions_out(tmp_path: Path) -> None:
     [
         (new_output("stream", name="stdout", text="Writing /tmp/x1/job.py"), "shows a path"),  # type: ignore[no-untyped-call]
         (new_output("display_data", data={"text/html": r"<b>C:\Users\me</b>"}), "shows a path"),  # type: ignore[no-untyped-call]
+        (new_output("display_data", data={"image/svg+xml": "<svg><text>in /home/me</text></svg>"}), "shows a path"),  # type: ignore[no-untyped-call]
         (new_output("stream", name="stderr", text="FutureWarning: soon"), "wrote to stderr"),  # type: ignore[no-untyped-call]
         (new_output("error", ename="KeyError", evalue="x", traceback=[]), "raised KeyError"),  # type: ignore[no-untyped-call]
     ],
@@ -99,6 +101,11 @@ def test_a_path_in_the_text_of_a_notebook_is_named() -> None:
     notebook = notebook_of()
     notebook.cells.append(new_markdown_cell("see `/home/me/data.csv`"))  # type: ignore[no-untyped-call]
     assert any("has a path" in problem for problem in problems(notebook))
+
+
+@pytest.mark.parametrize("source", ["from operators import NoSuchThing", "from statebackend.nothing import x"])
+def test_what_a_notebook_imports_and_is_gone_is_named(source: str) -> None:
+    assert any("does not exist" in problem for problem in problems(notebook_of(source)))
 
 
 def test_cells_run_out_of_order_are_named() -> None:
