@@ -5,7 +5,7 @@ General layout, from the ground up (each module imports only from those above it
     errors                        the error tree
     hive                          partitions in the names of directories
     windows  watermark            pure event-time logic
-    kafka  formats                clusters of Kafka; how bytes become columns
+    kafka  formats  encoders      clusters of Kafka; how bytes become columns, and columns bytes
     sources  sinks                where batches come from and go to
     changelog                     streams that correct themselves
     engine                        stateless verbs as one prepared plan
@@ -30,9 +30,12 @@ from operators.errors import (
     BadInputError,
     JobMismatchError,
     OperatorError,
+    OutputUncertainError,
     OutputVanishedError,
     SchemaError,
     SinkOccupiedError,
+    SinkRefusedError,
+    SinkUnavailableError,
     SourceChangedError,
     SourceNotReplayableError,
     SourceUnavailableError,
@@ -70,10 +73,13 @@ __all__ = [
     "MapState",
     "OperatorError",
     "OperatorStats",
+    "OutputUncertainError",
     "OutputVanishedError",
     "ProcessContext",
     "SchemaError",
     "SinkOccupiedError",
+    "SinkRefusedError",
+    "SinkUnavailableError",
     "SourceChangedError",
     "SourceNotReplayableError",
     "SourceUnavailableError",

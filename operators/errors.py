@@ -14,6 +14,9 @@
       JobMismatchError        the state directory belongs to another job (also a SchemaMismatchError)
       SinkOccupiedError       the output directory holds the output of something else: use another one
       OutputVanishedError     committed output is neither staged nor published: it was deleted by someone
+      OutputUncertainError    nobody can tell whether committed output was published: look, then say so
+      SinkUnavailableError    the place of the output does not answer for too long (also an OSError): it may pass
+      SinkRefusedError        the place of the output does not take it: mend what the message says
 
 None of them loses anything: the last committed checkpoint stays as it is, and a job that is
 started again goes on from there. Every message names the object, what was expected and what was
@@ -32,9 +35,12 @@ __all__ = [
     "BadInputError",
     "JobMismatchError",
     "OperatorError",
+    "OutputUncertainError",
     "OutputVanishedError",
     "SchemaError",
     "SinkOccupiedError",
+    "SinkRefusedError",
+    "SinkUnavailableError",
     "SourceChangedError",
     "SourceNotReplayableError",
     "SourceUnavailableError",
@@ -132,3 +138,15 @@ class SinkOccupiedError(OperatorError):
 
 class OutputVanishedError(OperatorError):
     """A committed file is neither staged nor published: something else deleted it."""
+
+
+class OutputUncertainError(OperatorError):
+    """What a sink remembers beside its output does not fit the state: it was lost, or the state went back."""
+
+
+class SinkUnavailableError(OperatorError, OSError):
+    """A broker or server that takes the output did not answer for as long as it was waited for."""
+
+
+class SinkRefusedError(OperatorError):
+    """A broker or server does not take the output, and will not take it when it is asked again."""

@@ -11,6 +11,7 @@ from operators.verbs.ends import EndVerbs
 from operators.verbs.flow import FlowVerbs
 from operators.verbs.functions import FunctionVerbs
 from operators.verbs.joins import JoinVerbs
+from operators.verbs.kafka import KafkaVerbs
 from operators.verbs.keyed import KeyedVerbs
 from operators.verbs.process import ProcessVerbs
 from operators.verbs.stateless import StatelessVerbs
@@ -20,7 +21,16 @@ __all__ = ["DataStream"]
 
 
 class DataStream(
-    StatelessVerbs, FlowVerbs, WindowVerbs, JoinVerbs, BroadcastVerbs, KeyedVerbs, FunctionVerbs, ProcessVerbs, EndVerbs
+    StatelessVerbs,
+    FlowVerbs,
+    WindowVerbs,
+    JoinVerbs,
+    BroadcastVerbs,
+    KeyedVerbs,
+    FunctionVerbs,
+    ProcessVerbs,
+    KafkaVerbs,
+    EndVerbs,
 ):
     """A stream of record batches with one schema; immutable, and usable by several consumers.
 

@@ -1,7 +1,8 @@
 """What sources and sinks of Kafka share.
 
 ``library.py`` is the door to the client library, ``settings.py`` how to reach a cluster without telling secrets,
-``cluster.py`` asks it about topics and offsets.
+``cluster.py`` asks it about topics and offsets. Of the sinks alone: ``records.py`` makes records of rows,
+``producer.py`` sends them, ``transactions.py`` sends them exactly once.
 """
 
 from operators.kafka.cluster import (

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from operators.errors import UserFunctionError
 from operators.sinks.base import Guarantee, Prepared, SinkContext, conform
-from operators.sinks.pending import PendingRows
+from operators.sinks.kept import KeptOutput
 
 __all__ = ["CallbackSink", "CommittedFunction", "ImmediateCallbackSink"]
 
@@ -41,11 +41,6 @@ class CallbackSink:
             raise TypeError(f"expected a function, not {type(function).__name__}")
         self._function = function
         self._context: SinkContext | None = None
-        # Protected by _lock. A range: {"checkpoint", "first", "end"} are ordinals of `PendingRows`.
-        self._lock = threading.Lock()
-        self._ranges: list[dict[str, int]] = []
-        self._barrier = 0
-        self._acknowledged = 0
         self._publishing = threading.Lock()
 
     def describe(self) -> Mapping[str, Any]:
@@ -55,55 +50,35 @@ class CallbackSink:
     def open(self, context: SinkContext, committables: Sequence[Any]) -> None:
         """Call the function again for what was committed and may not have been acknowledged."""
         self._schema = context.schema.remove_metadata()
-        self._pending = PendingRows(context.backend, context.operator_id, self._schema)
+        self._kept = KeptOutput(context, self._schema, committables)
         self._context = context
-        self._barrier = self._pending.next_ordinal
-        self._ranges = [dict(c) for c in committables]
-        self._acknowledged = min((c["first"] for c in committables), default=self._barrier)
         self.publish(committables)
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Keep a batch until its checkpoint is committed; batches without rows are dropped."""
-        context = self._opened()
-        batch = conform(context.operator_id, self._schema, batch)
-        if batch.num_rows:
-            with self._lock:
-                self._pending.append(batch)
+        self._kept.write(conform(self._opened().operator_id, self._schema, batch))
 
     def prepare(self, checkpoint_id: int, *, final: bool) -> Prepared:  # noqa: ARG002 - the last one is no other
         """Name the batches since the last barrier; forget those that were acknowledged."""
         self._opened()
-        with self._lock:
-            end = self._pending.next_ordinal
-            if end > self._barrier:
-                self._ranges.append({"checkpoint": checkpoint_id, "first": self._barrier, "end": end})
-            self._barrier = end
-            self._ranges = [r for r in self._ranges if r["end"] > self._acknowledged]
-            self._pending.drop(self._acknowledged)
-            return Prepared([dict(r) for r in self._ranges])
+        return Prepared(self._kept.cut(checkpoint_id))
 
     def publish(self, committables: Sequence[Any]) -> None:
         """Call the function for every batch that it has not acknowledged in this process."""
         context = self._opened()
         with self._publishing:
             for committable in committables:
-                for sequence, batch in self._batches(committable):
+                for kept in self._kept.batches(committable):
                     try:
-                        self._function(batch, committable["checkpoint"], sequence)
+                        self._function(kept.batch, committable["checkpoint"], kept.ordinal)
                     except Exception as e:
-                        position = {"checkpoint": committable["checkpoint"], "sequence": sequence}
+                        position = {"checkpoint": committable["checkpoint"], "sequence": kept.ordinal}
                         raise UserFunctionError(context.operator_id, position=position, cause=e) from e
-                    with self._lock:
-                        self._acknowledged = sequence + 1
+                    self._kept.acknowledge(kept.ordinal + 1)
 
     def close(self) -> None:
         """Let go; what is committed and not acknowledged is called when the job is opened again."""
         self._context = None
-
-    def _batches(self, committable: Mapping[str, int]) -> list[tuple[int, pa.RecordBatch]]:
-        with self._lock:
-            first = max(committable["first"], self._acknowledged)
-            return [(p.ordinal, p.batch) for p in self._pending.batches if first <= p.ordinal < committable["end"]]
 
     def _opened(self) -> SinkContext:
         if self._context is None:
