@@ -149,6 +149,15 @@ class CheckpointCoordinator:
         if self._failures and self._last_error is not None:
             raise self._last_error
 
+    def checkpoint_now(self) -> None:
+        """A checkpoint between two batches, committed and published when this returns.
+
+        A failure that may pass is left to the next one, which commits the same.
+        """
+        self._wait()
+        self._barrier(final=False)
+        self._wait()
+
     def close(self) -> None:
         """Stop the side thread; requests that have no outcome yet are left to the job."""
         self._stopped.set()

@@ -17,6 +17,7 @@ from operators.explain import Explanation
 from operators.graph import Graph, Port, SourceNode, derived_id
 from operators.job import Job, JobSettings, ProgressCallback
 from operators.live_state import LiveJob, LiveReader
+from operators.plan_diff import Upgrade
 from operators.reading import Readers, ReadOptions, event_time_spec, rate_limit
 from operators.report import JobResult
 from operators.sources import Source
@@ -28,6 +29,7 @@ from statebackend import (
     MemoryStateBackend,
     StateBackend,
     StateCatalog,
+    StateCheck,
     StoreSettings,
     open_backend,
     open_state,
@@ -50,7 +52,7 @@ class StreamContext(Readers):
             right there, besides the interval, and the job waits until the one before is committed.
         tolerable_checkpoint_failures: so many may fail in a row before the job does.
         worker_threads: threads that aggregate while the job reads; the number of cores, at most 4.
-        accept_plan_changes: restore although operators were added or removed (see `JobMismatchError`).
+        upgrade: what became of operators that are not those of the state any more (see `JobMismatchError`).
         handle_signals: SIGINT and SIGTERM stop the job gracefully when it runs in the main thread.
         udafs: Python aggregate functions that windows use.
         clock: wall-clock time in seconds since the epoch, for the limit on future event times.
@@ -68,7 +70,7 @@ class StreamContext(Readers):
         checkpoint_trigger: Trigger | None = None,
         tolerable_checkpoint_failures: int = 3,
         worker_threads: int | None = None,
-        accept_plan_changes: bool = False,
+        upgrade: Upgrade | None = None,
         handle_signals: bool = True,
         udafs: Sequence[AggregateUDF] = (),
         clock: Callable[[], float] = time.time,
@@ -93,7 +95,7 @@ class StreamContext(Readers):
             checkpoint_interval_s=interval,
             checkpoint_trigger=checkpoint_trigger,
             tolerable_checkpoint_failures=tolerable_checkpoint_failures,
-            accept_plan_changes=accept_plan_changes,
+            upgrade=upgrade,
             handle_signals=handle_signals,
             clock=clock,
             hook=hook,
@@ -257,12 +259,12 @@ class StreamContext(Readers):
         )
         return card(self.name, "StreamContext", named, self.explain().picture)
 
-    def _open_backend(self) -> StateBackend:
+    def _open_backend(self, check: StateCheck) -> StateBackend:
         udafs = {udaf.name: udaf for udaf in self.udafs}
         if self._state is None:
             return MemoryStateBackend(udafs=udafs)
         if isinstance(self._state, (str, os.PathLike)):
-            options: dict[str, Any] = {"settings": self._store_settings}
+            options: dict[str, Any] = {"settings": self._store_settings, "check": check}
             if self._storage_options is not None:
                 options["storage_options"] = self._storage_options
             return open_backend(self._state, udafs=udafs, **options)

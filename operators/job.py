@@ -14,22 +14,25 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 from operators.checkpoint import CheckpointCoordinator, Hook, Trigger
 from operators.graph import Node, SinkNode, SourceNode, describe_plan
 from operators.live_state import LiveJob
 from operators.pipeline import Pipeline, build_pipeline
-from operators.plan_check import check_plan
+from operators.plan_diff import Upgrade
 from operators.report import JobOutcome, JobProgress, JobResult, OperatorStats
 from operators.runtime import BuildContext, Cursor, Output
 from operators.signals import INTERRUPTED, Interrupts
 from operators.sinks.base import BoundedSink, SinkContext
 from operators.source_driver import SourceDriver
-from statebackend import Checkpoint, StateBackend
+from operators.upgrade import ChangedTables, Migration, decide, declared_tables, with_past_of
+from statebackend import Checkpoint, StateBackend, StateCheck, StoredTable
 
 __all__ = ["Job", "JobSettings", "ProgressCallback"]
 
@@ -51,7 +54,7 @@ class JobSettings:
     ``checkpoint_trigger``: takes a checkpoint at exact points of the input, besides the interval.
     ``tolerable_checkpoint_failures``: so many may fail in a row before the job does.
     ``worker_threads``: threads that aggregate while the job reads.
-    ``accept_plan_changes``: restore although operators were added or removed since the checkpoint.
+    ``upgrade``: what became of operators since the checkpoint, see `Upgrade`.
     ``handle_signals``: SIGINT and SIGTERM stop the job gracefully (when run in the main thread).
     ``clock``: wall-clock time, seconds since the epoch.
     """
@@ -60,7 +63,7 @@ class JobSettings:
     checkpoint_trigger: Trigger | None = None
     tolerable_checkpoint_failures: int = 3
     worker_threads: int = field(default_factory=lambda: max(1, min(4, os.cpu_count() or 1)))
-    accept_plan_changes: bool = False
+    upgrade: Upgrade | None = None
     handle_signals: bool = True
     clock: Callable[[], float] = time.time
     hook: Hook | None = None
@@ -75,15 +78,15 @@ class JobSettings:
 class Job:
     """A pipeline that can be run once.
 
-    ``open_backend`` is called when the job starts; the job closes the backend it returns if
-    ``owns_backend``. ``live``: through which its state is read while it runs.
+    ``open_backend`` is called when the job starts, with a check of the state for before anybody is fenced; the job
+    closes the backend it returns if ``owns_backend``. ``live``: through which its state is read while it runs.
     """
 
     def __init__(
         self,
         name: str,
         nodes: Sequence[Node],
-        open_backend: Callable[[], StateBackend],
+        open_backend: Callable[[StateCheck], StateBackend],
         *,
         owns_backend: bool,
         settings: JobSettings,
@@ -160,22 +163,29 @@ class Job:
     def _open(self, stack: ExitStack, interrupts: Interrupts, started: float) -> _Run:
         """Open the backend and restore: sinks first, so that what was committed is published again."""
         settings = self._settings
-        backend = self._open_backend()
+        plan: Mapping[str, Any] = describe_plan(self.name, self._nodes)
+        backend = self._open_backend(partial(self._decide, plan))
         if self._owns_backend:
             stack.callback(backend.close)
         restored = backend.restored
-        plan = describe_plan(self.name, self._nodes)
-        if restored is not None:
-            check_plan(restored.job, plan, accept_changes=settings.accept_plan_changes)
         workers = ThreadPoolExecutor(settings.worker_threads, thread_name_prefix="window")
         stack.callback(workers.shutdown, wait=True, cancel_futures=True)
+        context = BuildContext(backend=backend, job=None, workers=workers, cursor=Cursor(), clock=settings.clock)
+        migration = None
+        if restored is not None:
+            # As before the backend was opened, but for what another process has committed in between.
+            migration = self._decide(plan, restored, backend.stored_tables())
+            if migration is not None:
+                backend.move_tables(migration.tables)
+            plan = with_past_of(restored.job, plan) if migration is None else migration.plan
+            context = replace(context, job=restored.job if migration is None else migration.job)
+        if settings.upgrade is not None and settings.upgrade.changes:
+            context = replace(context, backend=ChangedTables(backend, settings.upgrade.changes))
         for node in self._nodes:
             if isinstance(node, SourceNode):
                 stack.callback(node.source.close)
             elif isinstance(node, SinkNode):
                 stack.callback(node.sink.close)
-        job = None if restored is None else restored.job
-        context = BuildContext(backend=backend, job=job, workers=workers, cursor=Cursor(), clock=settings.clock)
         pipeline = build_pipeline(self._nodes, context)
         for operator in pipeline.operators:
             stack.callback(operator.close)
@@ -183,8 +193,8 @@ class Job:
         hook = settings.hook or _unheard
         hook("restoring")
         for sink in pipeline.sinks:
-            place = SinkContext(sink.operator_id, sink.schema, backend, backend.store_id, attempt)
-            sink.sink.open(place, () if job is None else job.committables.get(sink.operator_id, ()))
+            place = SinkContext(sink.operator_id, sink.schema, context.backend, backend.store_id, attempt)
+            sink.sink.open(place, () if context.job is None else context.job.committables.get(sink.operator_id, ()))
         for source in pipeline.sources:
             source.open()
         hook("restored")
@@ -201,6 +211,9 @@ class Job:
         stack.callback(coordinator.close)
         if restored is not None:
             logger.info("job %r: restored from checkpoint %d", self.name, restored.checkpoint_id)
+        if migration is not None:
+            coordinator.checkpoint_now()
+            logger.info("job %r: the state was upgraded: %s", self.name, migration.summary)
         self._live.begin(backend, pipeline, plan)
         return _Run(
             pipeline,
@@ -213,6 +226,18 @@ class Job:
             started,
             settings,
         )
+
+    def _decide(
+        self, plan: Mapping[str, Any], restored: Checkpoint | None, tables: Mapping[str, StoredTable]
+    ) -> Migration | None:
+        """How the state becomes that of this plan; None if it is, or if no job has written to it yet.
+
+        Nothing of a migration is durable before the first checkpoint, which commits it as a whole.
+        """
+        if restored is None or not restored.job.plan:
+            return None
+        declared = partial(declared_tables, self._nodes, self._settings.clock)
+        return decide(restored.job, restored.checkpoint_id, tables, plan, self._settings.upgrade, declared)
 
     def _end(self, failure: BaseException | None) -> None:
         """Answer the requests that got no checkpoint."""

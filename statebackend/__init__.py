@@ -10,7 +10,7 @@ General layout, from the ground up (each module imports only from those above it
     format  keys                          envelope, canonical keys and their hash
     prepared  plan_surgery  aggregate_*   DataFusion: partial, reduce and final plans of one aggregation,
     state_layout  accumulators            and their face
-    schema_history                        how the columns of a table change
+    state_changes  schema_history         how the columns of a table change
     merge  ranges  bloom  sstable_index  sstable  pieces of tables in memory and in files, filters,
     probe                                 vectorised lookups
     memtable  cache  table_view           and everything of one table at one moment
@@ -31,7 +31,7 @@ General layout, from the ground up (each module imports only from those above it
     garbage_collector  inspect_metrics    what nobody needs any more; what can be known from outside
     checkpoint_reader                     a checkpoint read from another process,
     relation  state_diff  catalog*        and as tables for SQL, or what is open, with what changed between two
-    maintenance  branches  verification  inspect  render  cli*  sql_cli   tools
+    maintenance  branches  verification  inspect  render  cli*  *_cli   tools
 
 ``ARCHITECTURE.md`` beside this file tells how it works and draws the formats.
 """
@@ -40,7 +40,17 @@ import logging
 
 from statebackend import markup
 from statebackend.accumulators import Aggregation, StateMerger
-from statebackend.backend import Checkpoint, Health, JobState, LookupResult, Matches, StateBackend, StateTable
+from statebackend.backend import (
+    Checkpoint,
+    Health,
+    JobState,
+    LookupResult,
+    Matches,
+    StateBackend,
+    StateCheck,
+    StateTable,
+    StoredTable,
+)
 from statebackend.branches import clone
 from statebackend.catalog import ReadMetrics, StateCatalog, open_state
 from statebackend.checkpoint_reader import CheckpointReader, CheckpointTable, open_checkpoint
@@ -108,6 +118,7 @@ __all__ = [
     "SchemaMismatchError",
     "StateBackend",
     "StateCatalog",
+    "StateCheck",
     "StateMerger",
     "StateSnapshot",
     "StateStore",
@@ -119,6 +130,7 @@ __all__ = [
     "StoreId",
     "StoreMetrics",
     "StoreSettings",
+    "StoredTable",
     "TableKind",
     "TableMetrics",
     "TableOrder",

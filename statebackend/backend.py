@@ -27,7 +27,18 @@ from statebackend import display
 from statebackend.ids import CheckpointId, StoreId
 from statebackend.tables import TableSpec
 
-__all__ = ["Checkpoint", "Health", "JobState", "LookupResult", "Matches", "StateBackend", "StateTable", "Value"]
+__all__ = [
+    "Checkpoint",
+    "Health",
+    "JobState",
+    "LookupResult",
+    "Matches",
+    "StateBackend",
+    "StateCheck",
+    "StateTable",
+    "StoredTable",
+    "Value",
+]
 
 Value: TypeAlias = Any
 """A value that msgpack carries: None, bool, int, float, str, bytes, list, dict with str keys."""
@@ -71,6 +82,22 @@ class Checkpoint:
 
     def _repr_html_(self) -> str:
         return display.checkpoint(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTable:
+    """What the restored checkpoint holds of a table; ``rows`` counts superseded and dead ones too.
+
+    ``rows`` and ``bytes`` are None where the backend does not count them.
+    """
+
+    spec: TableSpec
+    rows: int | None
+    bytes: int | None
+
+
+StateCheck: TypeAlias = Callable[[Checkpoint | None, Mapping[str, StoredTable]], object]
+"""Raises when a checkpoint (None: there is none yet) with these tables is not what the caller can go on from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +194,18 @@ class StateBackend(Protocol):
 
         Its columns may change when it is opened, as far as `SchemaChanges` describes, where the backend can do that.
         Raises `SchemaMismatchError` if the table cannot be what is asked for.
+        """
+
+    def stored_tables(self) -> Mapping[str, StoredTable]:
+        """The tables that the backend was opened with, by name."""
+
+    def move_tables(self, names: Mapping[str, str | None]) -> None:
+        """Give tables other names, or drop them (None), before any table is opened.
+
+        It becomes durable with the next checkpoint, together with everything else that this one says; after a crash
+        before that nothing has happened. What the old names held is in older checkpoints for as long as these stay.
+        Raises ``ValueError`` for a table that is not there, for two of one name and when a table is open already,
+        `StateStoreError` where the backend cannot do it.
         """
 
     def checkpoint(self, job: JobState, prepare: Sequence[Callable[[], None]] = ()) -> Future[Checkpoint]:

@@ -46,7 +46,7 @@ from statebackend.objectstore_counting import CountingObjectStore
 from statebackend.retention import KeptCheckpoint, RenewalCommit
 from statebackend.runtime import IsolatedRuntime
 from statebackend.settings import StoreSettings
-from statebackend.states_check import require_same_states
+from statebackend.states_check import require_known_states
 from statebackend.sweep import SWEEP_BYTES, ReadCount, Sweep
 from statebackend.table import LsmTable
 from statebackend.tables import TableSpec
@@ -164,7 +164,9 @@ class CheckpointReader:
         Raises ``KeyError`` and `SchemaMismatchError` as `table` does.
         """
         state = self._state(name)
-        return CheckpointTable(self._open(replace(state, spec=later.spec, history=later.history)))
+        return CheckpointTable(
+            self._open(replace(state, spec=later.spec, history=later.history, fingerprint=later.fingerprint))
+        )
 
     def raw_table(self, name: str) -> CheckpointTable:
         """A table of which partial states are only read as they were written: needs no aggregate functions.
@@ -269,7 +271,7 @@ class CheckpointReader:
 
     def _open(self, state: TableState) -> LsmTable:
         layout = TableLayout.of(state.spec, Hasher(), self._udafs, state.history)
-        require_same_states(state.spec, layout, state.spec, self.url, state.fingerprint)
+        require_known_states(state, layout, self._udafs, self.url)
         return self._table(state, layout)
 
 

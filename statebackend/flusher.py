@@ -34,7 +34,7 @@ from statebackend.errors import (
 from statebackend.histogram import HistogramRecorder
 from statebackend.ids import CheckpointId, SequenceNumber
 from statebackend.logs import context
-from statebackend.manifest import CheckpointCommit, Manifest, TableCut
+from statebackend.manifest import CheckpointCommit, Manifest, TableCut, TableMoves
 from statebackend.manifest_store import Clock, FenceableManifest
 from statebackend.memtable import FrozenMemTable
 from statebackend.merge import TableLayout
@@ -61,6 +61,7 @@ class FlushRequest:
     layouts: Mapping[str, TableLayout]
     frozen: Sequence[FrozenMemTable]
     started: float
+    moves: TableMoves | None = None
 
 
 class MemtableFlusher:
@@ -269,6 +270,7 @@ class MemtableFlusher:
             files=files,
             retained_max=self._settings.retained_checkpoints,
             duration_ms=round((self._clock.monotonic() - request.started) * 1000),
+            moves=request.moves,
         )
         manifest = await self.write_manifest_safely(commit.apply)
         self._committed_mark = request.low_mark

@@ -10,7 +10,8 @@ Invariants:
 * Epochs, checkpoint ids, low marks and table watermarks never decrease. Low marks of a superseded
   epoch mean nothing and go.
 * A file whose sequence is at or below the writer's low mark is never added: it already was.
-* The writer adds flushed files, tables, versions of their schemas, watermarks and the job state; a
+* The writer adds flushed files, tables, versions of their schemas, watermarks and the job state, and gives tables
+  other names together with a new timeline; a
   compaction replaces a contiguous group of files by one run, under the newest compactor epoch only, and
   touches nothing else.
 """
@@ -23,7 +24,7 @@ from itertools import dropwhile
 from typing import Any, TypeVar
 
 from statebackend import display
-from statebackend.backend import Checkpoint, JobState
+from statebackend.backend import Checkpoint, JobState, StoredTable
 from statebackend.errors import CommitConflictError, CompactorSupersededError
 from statebackend.ids import AttemptId, CheckpointId, ManifestNumber, SequenceNumber, StoreId, WriterEpoch, WriterId
 from statebackend.schema_history import SchemaHistory
@@ -44,6 +45,7 @@ __all__ = [
     "Root",
     "Savepoint",
     "TableCut",
+    "TableMoves",
     "TableState",
 ]
 
@@ -68,6 +70,11 @@ class TableState:
     fingerprint: str | None = None
     watermark: int | None = None
     files: tuple[SSTableMeta, ...] = ()
+
+    @property
+    def stored(self) -> StoredTable:
+        """What there is of it, for people."""
+        return StoredTable(spec=self.spec, rows=sum(f.rows for f in self.files), bytes=sum(f.size for f in self.files))
 
     def expired(self, watermark: int | None) -> TableState:
         """Move the watermark and let go of the files that lie wholly below it.
@@ -292,11 +299,44 @@ class Manifest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TableMoves:
+    """Tables get other names, or go (None); decided on ``timeline``, which ends with it, so that it happens once.
+
+    Whatever was planned with the old names (a merge elsewhere) is of an ended timeline and abandoned.
+    """
+
+    timeline: int
+    names: Mapping[str, str | None]
+
+    @classmethod
+    def of(cls, manifest: Manifest, names: Mapping[str, str | None], where: str) -> TableMoves:
+        """Raises ``ValueError`` for a table that is not there, and for two tables of one name."""
+        if missing := [name for name in names if name not in manifest.tables]:
+            raise ValueError(f"{where}: no tables {missing}; there are {sorted(manifest.tables)}")
+        moved = [new for name in manifest.tables if (new := names.get(name, name)) is not None]
+        if twice := sorted({name for name in moved if moved.count(name) > 1}):
+            raise ValueError(f"{where}: two tables would be called {twice}")
+        return cls(timeline=manifest.timeline, names=dict(names))
+
+    def apply(self, manifest: Manifest) -> Manifest:
+        """The manifest with the tables moved, on the next timeline; unchanged once that was done."""
+        if manifest.timeline != self.timeline:
+            return manifest
+        tables = {}
+        for name, state in manifest.tables.items():
+            new = self.names.get(name, name)
+            if new is not None:
+                tables[new] = state if new == name else replace(state, spec=replace(state.spec, name=new))
+        return replace(manifest, timeline=manifest.timeline + 1, tables=tables)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointCommit:
     """One barrier, ready to be committed: the files flushed for it and everything else it says.
 
     ``owner`` names the writer in ``low_marks``; ``low_mark`` is the last sequence frozen before
-    the barrier; ``tables`` the tables known at the barrier; ``duration_ms`` from there until ``files`` were durable.
+    the barrier; ``tables`` the tables known at the barrier; ``duration_ms`` from there until ``files`` were durable;
+    ``moves`` what became of older tables first.
     """
 
     checkpoint_id: CheckpointId
@@ -307,17 +347,21 @@ class CheckpointCommit:
     files: Mapping[str, Sequence[SSTableMeta]]
     retained_max: int
     duration_ms: int = 0
+    moves: TableMoves | None = None
 
     def apply(self, manifest: Manifest) -> Manifest:
         """The manifest with this checkpoint; unchanged when it already holds it."""
         if manifest.checkpoint_id >= self.checkpoint_id:
             return manifest
+        if self.moves is not None:
+            manifest = self.moves.apply(manifest)
         marked = manifest.low_marks.get(self.owner, 0)
         tables = dict(manifest.tables)
         for name, cut in self.tables.items():
             old = tables.get(name, TableState(spec=cut.spec, history=cut.history, fingerprint=cut.fingerprint))
             new = tuple(f for f in self.files.get(name, ()) if f.sequence > marked)
-            state = replace(old, spec=cut.spec, history=cut.history, files=old.files + new)
+            declared = replace(old, spec=cut.spec, history=cut.history, fingerprint=cut.fingerprint)
+            state = replace(declared, files=old.files + new)
             tables[name] = state.expired(cut.watermark)
         written = [f for files in self.files.values() for f in files]
         kept = RetainedCheckpoint(

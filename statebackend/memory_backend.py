@@ -12,12 +12,12 @@ import time
 import uuid
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from statebackend.backend import Checkpoint, Health, JobState
+from statebackend.backend import Checkpoint, Health, JobState, StoredTable
 from statebackend.cache import BlockReader
-from statebackend.errors import FencedError, SchemaMismatchError, StoreClosedError
+from statebackend.errors import FencedError, StoreClosedError
 from statebackend.ids import AttemptId, CheckpointId, ManifestNumber, StoreId, WriterEpoch, WriterId
 from statebackend.keys import Hasher
 from statebackend.manifest import Manifest, TableCut
@@ -25,6 +25,7 @@ from statebackend.memtable import Piece
 from statebackend.merge import TableLayout
 from statebackend.settings import StoreSettings
 from statebackend.snapshot import StateSnapshot, with_live_tables
+from statebackend.states_check import require_same_states
 from statebackend.table import LsmTable
 from statebackend.tables import TableSpec
 
@@ -40,6 +41,14 @@ __all__ = ["MemoryStateBackend", "MemoryStateSpace", "open_memory"]
 class _TableSnapshot:
     cut: TableCut
     pieces: tuple[Piece, ...]
+
+    @property
+    def stored(self) -> StoredTable:
+        """What there is of it, for people."""
+        batches = [piece.batch for piece in self.pieces]
+        return StoredTable(
+            spec=self.cut.spec, rows=sum(b.num_rows for b in batches), bytes=sum(b.nbytes for b in batches)
+        )
 
 
 @dataclass(slots=True)
@@ -82,11 +91,18 @@ class MemoryStateBackend:
             self._epoch = self._space.epoch
             self.restored = self._space.checkpoint
             self._snapshots = dict(self._space.tables)
+        self._gone: frozenset[str] = frozenset()
 
     @property
     def store_id(self) -> StoreId:
         """Identity of the space."""
         return self._space.store_id
+
+    @property
+    def tables(self) -> dict[str, LsmTable]:
+        """The tables that are open, by name."""
+        with self.lock:
+            return dict(self._tables)
 
     def table(self, spec: TableSpec) -> LsmTable:
         """Create or open a table, perhaps with other columns; see `StateBackend.table`."""
@@ -95,20 +111,42 @@ class MemoryStateBackend:
         with self.lock:
             if (table := self._tables.get(spec.name)) is not None:
                 table.layout.history.require_unchanged(table.spec, spec, where)
-                _check_aggregation(table.spec, spec, where)
+                require_same_states(table.spec, spec, where)
                 return table
             snapshot = self._snapshots.get(spec.name)
             if snapshot is None:
                 table = LsmTable(self, TableLayout.of(spec, self._hasher, self._udafs), (), None)
             else:
                 known, version = snapshot.cut.spec, snapshot.cut.history.number
-                _check_aggregation(known, spec, where)
                 history = snapshot.cut.history.evolved(known, spec, where)
                 layout = TableLayout.of(spec, self._hasher, self._udafs, history)
                 table = LsmTable(self, layout, (), snapshot.cut.watermark)
                 table.memtable.restore(tuple(p.upgraded(layout, version) for p in snapshot.pieces))
             self._tables[spec.name] = table
             return table
+
+    def stored_tables(self) -> Mapping[str, StoredTable]:
+        """What the restored checkpoint holds; see `StateBackend.stored_tables`."""
+        return {name: snapshot.stored for name, snapshot in self._snapshots.items()}
+
+    def move_tables(self, names: Mapping[str, str | None]) -> None:
+        """Rename and drop tables with the next checkpoint; see `StateBackend.move_tables`."""
+        self.check_usable()
+        where = f"memory state {self.store_id}"
+        with self.lock:
+            if self._tables or self._gone:
+                raise ValueError(f"{where}: tables are renamed and dropped once, before any is opened")
+            if missing := [name for name in names if name not in self._snapshots]:
+                raise ValueError(f"{where}: no tables {missing}; there are {sorted(self._snapshots)}")
+            moved: dict[str, _TableSnapshot] = {}
+            for name, snapshot in self._snapshots.items():
+                if (new := names.get(name, name)) is None:
+                    continue
+                if new in moved:
+                    raise ValueError(f"{where}: two tables would be called {new!r}")
+                cut = replace(snapshot.cut, spec=replace(snapshot.cut.spec, name=new))
+                moved[new] = replace(snapshot, cut=cut)
+            self._gone, self._snapshots = frozenset(self._snapshots), moved
 
     def checkpoint(self, job: JobState, prepare: Sequence[Callable[[], None]] = ()) -> Future[Checkpoint]:
         """Cut now, commit on the backend's thread; see `StateBackend.checkpoint`."""
@@ -191,20 +229,15 @@ class MemoryStateBackend:
                     rows_written=sum(p.batch.num_rows for t in cut.values() for p in t.pieces),
                     duration_s=time.monotonic() - started,
                 )
-                self._space.tables = {**self._space.tables, **cut}
+                kept = {name: t for name, t in self._space.tables.items() if name not in self._gone}
+                moved = self._snapshots if self._gone else {}
+                self._space.tables = {**kept, **moved, **cut}
                 self._space.checkpoint = checkpoint
         except BaseException as error:
             self._last_error = error
             raise
         self._last_error = None
         return checkpoint
-
-
-def _check_aggregation(known: TableSpec, wanted: TableSpec, where: str) -> None:
-    if known.aggregation != wanted.aggregation:
-        raise SchemaMismatchError(
-            f"{where}: table {known.name!r} holds the states of {known.aggregation}, asked for {wanted.aggregation}"
-        )
 
 
 def open_memory(url: str, *, udafs: Mapping[str, AggregateUDF] | None = None, **_: Any) -> MemoryStateBackend:

@@ -5,7 +5,8 @@ ids; a file says by which version it was written. `SchemaHistory` holds all vers
 of any of them into the newest: columns are found by id, whatever they are called, widened, and filled with their
 default where a file is older than they are.
 
-`SchemaHistory.evolved` decides whether a table may become what is asked for. Columns are matched by name;
+`SchemaHistory.evolved` decides whether a table may become what is asked for. Columns are matched by name, those of
+partial states by the names of the results that they are for (``state_changes.py``);
 `SchemaChanges` says what names cannot tell: which old column a new name means, and which ones shall go. A column that
 is merely missing is refused, for it may have been renamed, or this may be an older program.
 
@@ -27,6 +28,7 @@ import pyarrow as pa
 
 from statebackend.errors import SchemaMismatchError
 from statebackend.keys import canonical_schema
+from statebackend.state_changes import state_changes
 from statebackend.tables import SchemaChanges, TableKind, TableSpec
 
 __all__ = ["SchemaHistory", "SchemaVersion"]
@@ -128,7 +130,7 @@ class SchemaHistory:
         """This history, of a table declared as ``known``, with one more version if ``wanted`` needs one.
 
         Raises `SchemaMismatchError`, which names ``where`` (the store), both schemas and the reason, when the table
-        cannot become what is wanted. The aggregation of a table is not looked at.
+        cannot become what is wanted.
         """
         reason, evolved = _Evolution(self, known, wanted).decide()
         if reason is None:
@@ -175,10 +177,12 @@ class _Evolution:
             old, new = getattr(self.known, name), getattr(self.wanted, name)
             if old != new:
                 raise _RefusedError(f"the {name} {old.value!r} of a table cannot change to {new.value!r}")
-        if self.known.kind is TableKind.AGGREGATE and self.wanted.schema != current.schema:
-            raise _RefusedError("the states of an aggregation have columns of their own: use a table of another name")
-        found = self._match()
-        self._check_dropped(set(found))
+        empty: Mapping[str, Any] = {}
+        if self.known.kind is TableKind.AGGREGATE:
+            found, empty = self._match_states()
+        else:
+            found = self._match()
+            self._check_dropped(set(found))
         self._check_roles(dict(zip(self.wanted.schema.names, found, strict=True)))
         for wanted, field_id in zip(self.wanted.schema, found, strict=True):
             if field_id is not None:
@@ -188,13 +192,28 @@ class _Evolution:
         for wanted, field_id in zip(self.wanted.schema, found, strict=True):
             if field_id is None:
                 field_id, next_id = next_id, next_id + 1
-                if (default := self._default(wanted)) is not None:
+                default = empty[wanted.name] if wanted.name in empty else self._default(wanted)
+                if default is not None:
                     defaults[field_id] = default
             ids.append(field_id)
         if tuple(ids) == current.ids and self.wanted.schema == current.schema:
             return self.history
         version = SchemaVersion(schema=self.wanted.schema, ids=tuple(ids), defaults=defaults)
         return SchemaHistory((*self.history.versions, version))
+
+    def _match_states(self) -> tuple[list[int | None], Mapping[str, Any]]:
+        """The id of every wanted column of an aggregate table, and what older states hold in new ones."""
+        try:
+            changes = state_changes(self.known, self.wanted, _widens)
+        except ValueError as error:
+            raise _RefusedError(str(error)) from error
+        current, renamed = self.history.current, self.changes.renamed
+        names = {**{k: renamed.get(k, k) for k in self.wanted.key if k not in current.schema.names}, **changes.found}
+        keys = {k: k for k in self.wanted.key if k in current.schema.names}
+        old = [{**names, **keys}.get(name) for name in self.wanted.schema.names]
+        if unknown := [k for k, o in zip(self.wanted.key, old, strict=False) if o not in current.schema.names]:
+            raise _RefusedError(f"the key {list(self.known.key)} cannot change to {list(self.wanted.key)}: {unknown}")
+        return [None if name is None else current.id_of(name) for name in old], changes.empty
 
     def _match(self) -> list[int | None]:
         """The id of every wanted column, None for a new one."""

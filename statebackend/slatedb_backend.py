@@ -34,7 +34,7 @@ try:
 except ImportError as missing:
     raise ImportError(f"the backend 'slatedb' needs the extra 'slatedb': {missing}") from missing
 
-from statebackend.backend import Checkpoint, Health, JobState
+from statebackend.backend import Checkpoint, Health, JobState, StoredTable
 from statebackend.errors import (
     CorruptionError,
     FencedError,
@@ -153,6 +153,17 @@ class SlateStateBackend:
                     )
                 self._tables[spec.name] = SlateTable(self, RowCodec(layout), state.watermark if state else None)
             return self._tables[spec.name]
+
+    def stored_tables(self) -> Mapping[str, StoredTable]:
+        """The tables of the newest checkpoint; their rows are not counted."""
+        return {n: StoredTable(spec=t.spec, rows=None, bytes=None) for n, t in self._manifest.tables.items()}
+
+    def move_tables(self, names: Mapping[str, str | None]) -> None:
+        """Not possible here, unless there is nothing to do: the name of a table is part of its keys."""
+        if names:
+            raise StateStoreError(
+                f"{self._url}: tables {sorted(names)} cannot be renamed or dropped in a database of SlateDB"
+            )
 
     def checkpoint(self, job: JobState, prepare: Sequence[Callable[[], None]] = ()) -> Future[Checkpoint]:
         """Cut now, commit in the background; see `StateBackend.checkpoint`."""

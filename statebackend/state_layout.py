@@ -24,6 +24,7 @@ its state over fixed values, so that another hash function is found out.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -41,6 +42,7 @@ __all__ = [
     "arrange_state",
     "positional_type",
     "recast",
+    "slot_and_part",
     "slot_name",
     "state_positions",
 ]
@@ -86,6 +88,14 @@ LAYOUTS: Mapping[str, Layout] = {
 def slot_name(slot: int) -> str:
     """Prefix of a slot's state columns, and the name of its result inside the plans."""
     return f"a{slot}"
+
+
+def slot_and_part(column: str) -> tuple[int, str]:
+    """The slot of a state column and the part that it holds, from its name. Raises ``ValueError`` for another one."""
+    match = re.fullmatch(r"a(\d+)_(\w+)", column)
+    if match is None:
+        raise ValueError(f"{column!r} is no column of the states of an aggregation")
+    return int(match[1]), match[2]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

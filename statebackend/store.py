@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from statebackend import display
-from statebackend.backend import Checkpoint, Health, JobState
+from statebackend.backend import Checkpoint, Health, JobState, StateCheck, StoredTable
 from statebackend.background import collect_garbage, commit_new_rows
 from statebackend.cache import BlockCache, BlockReader
 from statebackend.compaction_merge import RunMerger
@@ -29,7 +29,7 @@ from statebackend.garbage_collector import GarbageCollector
 from statebackend.ids import CheckpointId, SequenceNumber, StoreId
 from statebackend.keys import Hasher
 from statebackend.logs import context
-from statebackend.manifest import Manifest, TableState
+from statebackend.manifest import Manifest, TableMoves, TableState
 from statebackend.manifest_store import Clock, FenceableManifest, ManifestStore, SystemClock, new_id
 from statebackend.memory_budget import MemoryBudget
 from statebackend.merge import TableLayout
@@ -42,7 +42,7 @@ from statebackend.runtime import IsolatedRuntime
 from statebackend.settings import StoreSettings
 from statebackend.snapshot import StateSnapshot, StoreLocation, with_live_tables
 from statebackend.sstable import EncodedSSTable
-from statebackend.states_check import require_same_states
+from statebackend.states_check import require_known_states, require_same_states
 from statebackend.table import LsmTable
 from statebackend.tables import TableSpec
 
@@ -105,6 +105,7 @@ class StateStore:
         # State below is protected by lock.
         self._tables: dict[str, LsmTable] = {}
         self._manifest = fenceable.manifest
+        self._moves: TableMoves | None = None
         self._sequence = 0
         self._checkpoint_id = int(found.checkpoint_id)
         self._job = found.job
@@ -127,6 +128,7 @@ class StateStore:
         storage_options: Mapping[str, Any] | None = None,
         root_options: Mapping[str, Mapping[str, Any]] | None = None,
         allow_unsafe_create: bool = False,
+        check: StateCheck | None = None,
     ) -> StateStore:
         """Open the store at ``url`` for writing, creating it if there is none; older writers are fenced.
 
@@ -135,6 +137,7 @@ class StateStore:
         ``udafs``: Python aggregate functions by name, for tables that were declared with them.
         ``storage_options`` are for the store itself; ``root_options``, by URL, for the stores that it was branched
         from, see `root_opener`.
+        ``check`` is called with what is there before anybody is fenced; when it raises, nobody is.
         ``objects``, ``open_root``, ``clock``, ``rng``, ``hasher``: collaborators, for tests.
 
         Raises `CorruptionError`, `AtomicCreateError`, `StorageUnavailableError`.
@@ -152,6 +155,8 @@ class StateStore:
                 os.fspath(url), runtime.io_executor, settings, clock, rng, objects=objects, open_root=open_root,
                 storage_options=storage_options, root_options=root_options, allow_unsafe_create=allow_unsafe_create,
             )  # fmt: skip
+            if check is not None and (present := runtime.call(ManifestStore(stack.top).latest_listed(), None)):
+                check(present.checkpoint, {name: state.stored for name, state in present.tables.items()})
             fenceable, found = runtime.call(_take_over(stack.top, clock, rng, settings), None)
             stack = stack.cached(settings, runtime.io_executor, fenceable.manifest.store_id)
             location = None if objects is not None else StoreLocation(
@@ -207,20 +212,32 @@ class StateStore:
         with self.lock:
             if (table := self._tables.get(spec.name)) is not None:
                 table.layout.history.require_unchanged(table.spec, spec, self.url)
-                require_same_states(table.spec, table.layout, spec, self.url)
+                require_same_states(table.spec, spec, self.url)
                 return table
-            state, history = self._manifest.tables.get(spec.name), None
+            state, history = self._renamed(self._manifest).tables.get(spec.name), None
             if state is not None:
                 history = state.history.evolved(state.spec, spec, self.url)
             layout = TableLayout.of(spec, self._hasher, self._udafs, history)
             if state is not None:
-                require_same_states(state.spec, layout, spec, self.url, state.fingerprint)
+                require_known_states(state, layout, self._udafs, self.url)
             table = LsmTable(
                 self, layout, state.files if state is not None else (), state.watermark if state is not None else None
             )
             self._tables[spec.name] = table
         logger.debug("%s table", "opened" if state is not None else "created", extra=self._context(table=spec.name))
         return table
+
+    def stored_tables(self) -> Mapping[str, StoredTable]:
+        """What the newest manifest holds; see `StateBackend.stored_tables`."""
+        return {name: state.stored for name, state in self._manifest.tables.items()}
+
+    def move_tables(self, names: Mapping[str, str | None]) -> None:
+        """Rename and drop tables with the next checkpoint, on a new timeline; see `StateBackend.move_tables`."""
+        self.check_usable()
+        with self.lock:
+            if self._tables or self._moves is not None:
+                raise ValueError(f"{self.url}: tables are renamed and dropped once, before any is opened")
+            self._moves = TableMoves.of(self._manifest, names, self.url)
 
     def checkpoint(self, job: JobState, prepare: Sequence[Callable[[], None]] = ()) -> Future[Checkpoint]:
         """Cut now, commit in the background; see `StateBackend.checkpoint`."""
@@ -254,7 +271,7 @@ class StateStore:
         with self.lock:
             snapshot = StateSnapshot(
                 url=self.url,
-                manifest=with_live_tables(self._manifest, job or self._job, self._tables),
+                manifest=with_live_tables(self._renamed(self._manifest), job or self._job, self._tables),
                 views={name: table.moment() for name, table in self._tables.items()},
                 location=self._location,
                 settings=self.settings,
@@ -346,7 +363,12 @@ class StateStore:
             layouts={n: t.layout for n, t in self._tables.items()},
             frozen=[f for t in self._tables.values() for f in t.frozen],
             started=self._clock.monotonic(),
+            moves=self._moves,
         )
+
+    def _renamed(self, manifest: Manifest) -> Manifest:
+        """The manifest under the names that its tables have for this process, committed or not."""
+        return manifest if self._moves is None else self._moves.apply(manifest)
 
     def _committed(self, manifest: Manifest, written: Sequence[EncodedSSTable]) -> None:
         """A checkpoint was committed: frozen MemTables give way to files. Runs on the runtime's thread."""
@@ -363,15 +385,16 @@ class StateStore:
         with self.lock:
             gone = self._manifest.files.keys() - manifest.files.keys()
             self._manifest = manifest
+            renamed = self._renamed(manifest).tables
             for name, table in self._tables.items():
-                if (state := manifest.tables.get(name)) is not None:
+                if (state := renamed.get(name)) is not None:
                     table.flushed(low_mark, state.files)
         self.reader.forget(gone)
 
     def _layout_for_results(self, state: TableState) -> TableLayout:
         """The layout of a table that nobody has open, to finalise its states."""
         layout = TableLayout.of(state.spec, self._hasher, self._udafs, state.history)
-        require_same_states(state.spec, layout, state.spec, self.url, state.fingerprint)
+        require_known_states(state, layout, self._udafs, self.url)
         return layout
 
     def _layout_of(self, state: TableState) -> TableLayout:

@@ -28,7 +28,7 @@ import pyarrow as pa
 
 from operators.context import StreamContext
 from operators.report import JobResult
-from statebackend import FencedError, MemoryStateBackend, MemoryStateSpace, StateBackend, open_backend
+from statebackend import FencedError, MemoryStateBackend, MemoryStateSpace, StateBackend, StateCheck, open_backend
 
 __all__ = [
     "ExactlyOnceError",
@@ -233,7 +233,7 @@ class _TrialContext(StreamContext):
         )
         self._open_state = open_state
 
-    def _open_backend(self) -> StateBackend:
+    def _open_backend(self, _: StateCheck) -> StateBackend:
         return self._open_state({udaf.name: udaf for udaf in self.udafs})
 
 

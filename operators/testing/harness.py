@@ -46,6 +46,7 @@ from statebackend import (
     MemoryStateSpace,
     StateBackend,
     StateTable,
+    StoredTable,
     StoreId,
     TableSpec,
     open_backend,
@@ -336,6 +337,12 @@ class _Recorded:
     def table(self, spec: TableSpec) -> StateTable:
         self.tables[spec.name] = self.inner.table(spec)
         return self.tables[spec.name]
+
+    def stored_tables(self) -> Mapping[str, StoredTable]:
+        return self.inner.stored_tables()
+
+    def move_tables(self, names: Mapping[str, str | None]) -> None:
+        self.inner.move_tables(names)
 
     def checkpoint(self, job: JobState, prepare: Sequence[Callable[[], None]] = ()) -> Future[Checkpoint]:
         return self.inner.checkpoint(job, prepare)

@@ -106,7 +106,10 @@ FLOORS = [
     {"runtime"},
     {"graph", "picture", "explain"},
     {"flow", "functions", "process", "stateful"},
-    {"source_driver", "pipeline", "plan_check", "report", "checkpoint", "signals", "live_state", "job"},
+    {
+        "source_driver", "pipeline", "report", "plan_diff", "upgrade_report", "upgrade", "checkpoint", "signals",
+        "live_state", "job",
+    },
     {"verbs", "stream", "sql", "reading", "context"},
     {"topics", "denormalized", "testing", "exit_codes", "flights", "demo", "nexmark", "console", "cli", "__main__"},
 ]

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests"
-NAMES = [*(f"I{n}" for n in range(1, 15)), "ttl", "evolution", "branches", "pins", "claims"]
+NAMES = [*(f"I{n}" for n in range(1, 15)), "ttl", "evolution", "upgrades", "branches", "pins", "claims"]
 ROW = re.compile(r"^\| (I\d+|[a-z]+) \| ([^|]+) \| ([^|]+) \|$", re.MULTILINE)
 NODE = re.compile(r"`([\w/]+\.py)::(\w+)`")
 

@@ -26,6 +26,7 @@ from operators import (
     JobProgress,
     SchemaError,
     StreamContext,
+    Upgrade,
     UserFunctionError,
 )
 from operators.sinks import MemorySink
@@ -521,9 +522,9 @@ def test_the_state_of_another_job_is_refused_with_a_readable_difference() -> Non
         run("trains", 1000)
     with pytest.raises(JobMismatchError, match=r"(?s)~ w.*length_ms: 1000 -> 2000"):
         run("flights", 2000)
-    with pytest.raises(JobMismatchError, match=r"(?s)- w \(window\).*\+ renamed \(window\).*accept_plan_changes"):
+    with pytest.raises(JobMismatchError, match=r"(?s)\+ renamed \(window\).*- w \(window\).*rename=\{'w': 'renamed'\}"):
         run("flights", 1000, window="renamed")
-    run("flights", 1000, window="renamed", accept_plan_changes=True)
+    run("flights", 1000, window="renamed", upgrade=Upgrade(rename={"w": "renamed"}))
 
 
 def test_an_aggregate_over_another_column_is_another_job_and_another_filter_needs_consent() -> None:
@@ -545,9 +546,9 @@ def test_an_aggregate_over_another_column_is_another_job_and_another_filter_need
     run(functions.sum(value), value > lit(0))
     with pytest.raises(JobMismatchError, match=r"aggregates\[0\]: .*sum.* -> .*sum"):
         run(functions.sum(value + lit(1)), value > lit(0))
-    with pytest.raises(JobMismatchError, match=r"(?s)input\[1\]: 'filter.*accept_plan_changes"):
+    with pytest.raises(JobMismatchError, match=r"(?s)input\[1\]: 'filter.*change=\['w'\]"):
         run(functions.sum(value), value > lit(1))
-    run(functions.sum(value), value > lit(1), accept_plan_changes=True)
+    run(functions.sum(value), value > lit(1), upgrade=Upgrade(change=["w"]))
 
 
 # -- checkpoints
