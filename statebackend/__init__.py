@@ -31,7 +31,8 @@ General layout, from the ground up (each module imports only from those above it
     garbage_collector  inspect_metrics    what nobody needs any more; what can be known from outside
     checkpoint_reader                     a checkpoint read from another process,
     relation  state_diff  catalog*        and as tables for SQL, or what is open, with what changed between two
-    maintenance  branches  verification  inspect  render  cli*  *_cli   tools
+    export  import_rows                   a checkpoint as plain files, rows as state
+    maintenance  branches  verification  repair  inspect  render  cli*  *_cli   tools
 
 ``ARCHITECTURE.md`` beside this file tells how it works and draws the formats.
 """
@@ -72,7 +73,9 @@ from statebackend.errors import (
     UnsupportedAggregateError,
     UnsupportedFormatError,
 )
+from statebackend.export import ExportedTable, export_state
 from statebackend.ids import CheckpointId, StoreId
+from statebackend.import_rows import Imported, NewTable, import_table, rows_of_file, rows_of_query
 from statebackend.keys import rows_equal
 from statebackend.kv import KeyValueStore, open_kv
 from statebackend.lsm_backend import backend_names, open_backend
@@ -99,8 +102,10 @@ __all__ = [
     "CommitConflictError",
     "CommitUnknownError",
     "CorruptionError",
+    "ExportedTable",
     "FencedError",
     "Health",
+    "Imported",
     "JobState",
     "KeyValueStore",
     "LiveBackend",
@@ -110,6 +115,7 @@ __all__ = [
     "MemoryBudget",
     "MemoryStateBackend",
     "MemoryStateSpace",
+    "NewTable",
     "ObjectMissingError",
     "PreparedPlan",
     "ReadMetrics",
@@ -141,6 +147,8 @@ __all__ = [
     "add_storage_option",
     "backend_names",
     "clone",
+    "export_state",
+    "import_table",
     "markup",
     "open_backend",
     "open_checkpoint",
@@ -148,6 +156,8 @@ __all__ = [
     "open_state",
     "read_wire",
     "rows_equal",
+    "rows_of_file",
+    "rows_of_query",
     "storage_options",
     "write_wire",
 ]

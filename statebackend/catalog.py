@@ -50,6 +50,7 @@ from statebackend.catalog_states import At, CommittedState, LiveStates, Moment, 
 from statebackend.catalog_system import SYSTEM_TABLES, system_table
 from statebackend.checkpoint_reader import CheckpointReader, open_checkpoint
 from statebackend.errors import CheckpointNotFoundError, StateStoreError
+from statebackend.manifest import Manifest
 from statebackend.manifest_store import Clock
 from statebackend.relation import Relation, RelationDataset
 from statebackend.snapshot import LiveState, StoreLocation
@@ -200,6 +201,11 @@ class StateCatalog:
         if (found := self._states.now().manifest.checkpoint) is None:
             raise CheckpointNotFoundError("there is no checkpoint yet")
         return found
+
+    @property
+    def manifest(self) -> Manifest:
+        """What a manifest says of the moment that is shown."""
+        return self._states.now().manifest
 
     @property
     def tables(self) -> list[str]:

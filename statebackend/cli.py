@@ -42,6 +42,7 @@ from statebackend.render import (
     schema_table,
     tables_table,
 )
+from statebackend.repair_cli import add_repair
 from statebackend.sql_cli import add_sql
 from statebackend.verification import verify
 
@@ -67,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int | None = args.run(args)
     except StateStoreError as error:
         print(f"{type(error).__name__}: {redacted(error)}", file=sys.stderr)
+        if isinstance(error, CorruptionError):
+            print(f"python -m statebackend repair {args.url} tells what is whole", file=sys.stderr)
         return 1
     except (ValueError, ImportError) as error:  # an option that makes no sense; a filesystem that is not installed
         print(redacted(error), file=sys.stderr)
@@ -98,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_branching(commands)
     add_compact(commands)
     add_sql(commands)
+    add_repair(commands)
     return parser
 
 

@@ -18,7 +18,7 @@ from statebackend.retention import needs_roots
 from statebackend.sstable import SSTableMeta, read_blocks, read_filter, read_index
 from statebackend.toolbox import Options, RootOptions, Toolbox, with_store
 
-__all__ = ["Verdict", "verify"]
+__all__ = ["Verdict", "verify", "verify_file"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def verify(url: str, *, storage_options: Options = None, root_options: RootOptio
         bounds: dict[str, tuple[_Key, _Key]] = {}
         for state, meta in files.values():
             try:
-                bounds[meta.name] = await _verify_file(tools.objects, state, meta)
+                bounds[meta.name] = await verify_file(tools.objects, state, meta)
             except StateStoreError as error:
                 problems.append(str(error))
         for manifest in kept:
@@ -81,7 +81,7 @@ async def _kept(tools: Toolbox, latest: Manifest, problems: list[str]) -> list[M
     return kept
 
 
-async def _verify_file(objects: ObjectStore, state: TableState, meta: SSTableMeta) -> tuple[_Key, _Key]:
+async def verify_file(objects: ObjectStore, state: TableState, meta: SSTableMeta) -> tuple[_Key, _Key]:
     """Read a file block by block; its first and last place in the order of the table."""
     layout = TableLayout.for_reading(state.spec, Hasher(), state.history)
     index, bloom = await read_index(objects, meta)
