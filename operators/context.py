@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
-from datafusion import AggregateUDF, ScalarUDF, SessionContext
+from datafusion import AggregateUDF, ScalarUDF, SessionContext, TableFunction
 
 from operators.checkpoint import Hook, Trigger
 from operators.explain import Explanation
@@ -128,6 +128,13 @@ class StreamContext(Readers):
         """A Python scalar function that queries built from now on may call."""
         self._names.udfs[udf.name] = udf
 
+    def register_udtf(self, udtf: TableFunction) -> None:
+        """A Python table function (``datafusion.udtf``) that queries built from now on may join, as a table.
+
+        It is called with constants while a query is planned, and must return the same rows whenever the job is built.
+        """
+        self._names.udtfs.append(udtf)
+
     def sql(self, query: str, *, name: str = "sql") -> DataStream:
         """The stream of the rows of a query, planned by DataFusion over the registered streams.
 
@@ -150,7 +157,9 @@ class StreamContext(Readers):
         `UnsupportedQueryError` for one that cannot run as a stream; it names the part, and what to write instead.
         """
         names = self._names
-        session = planning_session(names.known_streams, names.tables, list(names.udfs.values()), self.udafs)
+        session = planning_session(
+            names.known_streams, names.tables, list(names.udfs.values()), self.udafs, udtfs=names.udtfs
+        )
         return plan_query(query, session, names.known_streams, names.tables, name)
 
     @property

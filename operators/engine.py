@@ -29,7 +29,7 @@ Columns: TypeAlias = tuple[tuple[str, str], ...]
 
 _CURRENT_TIME = re.compile(r"\b(now|current_timestamp|current_date|current_time|today)\(\)")
 _TEXT_LITERAL = re.compile(r'(?:Large)?Utf8(?:View)?\("(?:[^"\\]|\\.)*"\)')
-_STATELESS = {"Projection", "Filter", "TableScan", "SubqueryAlias"}
+_STATELESS = {"Projection", "Filter", "TableScan", "SubqueryAlias", "Unnest"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

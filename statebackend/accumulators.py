@@ -28,7 +28,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from datafusion import AggregateUDF, DataFrame, ExecutionPlan, Expr, SessionContext, col, udf
+from datafusion import AggregateUDF, DataFrame, ExecutionPlan, Expr, SessionContext, col, functions, lit, udf
 
 from statebackend.aggregate_declaration import Declaration, Output, column_name, key_name
 from statebackend.aggregate_expressions import AggregateReader
@@ -240,10 +240,12 @@ class Aggregation:
             outputs=outputs,
         )
         merger = StateMerger(declaration, {udaf.name: udaf for udaf in udafs})
-        projection = [
+        projected = [
             *(_canonical_key(expr, keys.field(i).type).alias(key_name(i)) for i, expr in enumerate(group_by)),
             *(expr.alias(column_name(i)) for i, expr in enumerate(reader.exprs)),
         ]
+        shape = rows.select(*projected).schema()
+        projection = [_as_planned(expr, field) for expr, field in zip(projected, shape, strict=True)]
 
         def build(session: SessionContext, rows: DataFrame) -> ExecutionPlan:
             return partial_node(aggregate_slots(session, _qualified(rows, relation).select(*projection), declaration))
@@ -372,6 +374,16 @@ def _canonical_key(expr: Expr, kind: pa.DataType) -> Expr:
         return canonicalise(pa.RecordBatch.from_arrays([values], names=["k"])).column(0)
 
     return udf(canonical_values, [kind], canonical, "immutable", "canonical_key")(expr)
+
+
+def _as_planned(expr: Expr, field: pa.Field) -> Expr:
+    """The expression with a nullability on which DataFusion's logical and physical plans agree.
+
+    Of ``x IS NOT TRUE`` and its like the one says that it is never null, the other that it may be, and planning fails.
+    """
+    if field.nullable or not pa.types.is_boolean(field.type):
+        return expr
+    return functions.nullif(expr, lit(None).cast(pa.bool_())).alias(field.name)
 
 
 def _has_floats(kind: pa.DataType) -> bool:

@@ -205,4 +205,7 @@ def _kind(plan: LogicalPlan) -> str:
 
 
 def _other_form(alias: str) -> UnsupportedQueryError:
-    return UnsupportedQueryError(f"LATERAL {alias}", f"only the newest row of a key can be asked for: {_FORM}")
+    return UnsupportedQueryError(
+        f"LATERAL {alias}",
+        f"only the newest row of a key can be asked for, {_FORM}; the elements of a list: SELECT unnest(list)",
+    )

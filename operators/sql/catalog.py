@@ -21,13 +21,14 @@ from datafusion import (
     SessionConfig,
     SessionContext,
     SQLOptions,
+    TableFunction,
     udaf,
     udf,
 )
 
-from operators.changelog import OP
 from operators.errors import SchemaError, UnsupportedQueryError
 from operators.sql.names import BOUND_FUNCTIONS, WINDOW_FUNCTIONS
+from operators.sql.relation import unseen
 from operators.stream import DataStream
 
 __all__ = ["RELATION", "planned", "planning_session", "require_read"]
@@ -75,6 +76,7 @@ def planning_session(
     udfs: Sequence[ScalarUDF],
     udafs: Sequence[AggregateUDF],
     sinks: Mapping[str, pa.Schema] = MappingProxyType({}),
+    udtfs: Sequence[TableFunction] = (),
 ) -> SessionContext:
     """A session in which the query is planned. ``sinks``: what INSERT may name, with its columns."""
     config = SessionConfig().with_information_schema(enabled=True)
@@ -90,8 +92,14 @@ def planning_session(
     for aggregate in udafs:
         _require_free(aggregate.name)
         session.register_udaf(aggregate)
+    for table_function in udtfs:
+        session.register_udtf(table_function)
     for name, stream in streams.items():
-        fields = [pa.field(f.name, _TIME) if f.name == stream.event_time else f for f in stream.schema if f.name != OP]
+        fields = [
+            pa.field(f.name, _TIME) if f.name == stream.event_time else f
+            for f in stream.schema
+            if f.name not in unseen(stream)
+        ]
         _register(session, name, pa.schema(fields).empty_table())
     for name, schema in sinks.items():
         _register(session, name, schema.empty_table())

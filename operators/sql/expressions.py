@@ -10,6 +10,7 @@ column keeps the meaning it had in the query.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -31,6 +32,12 @@ _EXPR: _Layout = {}
 
 _COLUMN = 1
 _AGGREGATE, _SCALAR = 19, 20
+_INTERVAL = re.compile(
+    r'IntervalMonthDayNano\("IntervalMonthDayNano \{ months: (-?\d+), days: (-?\d+), nanoseconds: (-?\d+) \}"\)'
+)
+_TEXT = re.compile(r'(?:Large)?Utf8(?:View)?\("([^"]*)"\)')
+_NUMBER = re.compile(r"\b(?:U?Int|Float)(?:8|16|32|64)\((-?[\d.e+-]+)\)")
+
 _ONE: _Layout = {1: _EXPR}
 _MATCH: _Layout = {2: _EXPR, 3: _EXPR}
 # Numbers of DataFusion's LogicalExprNode, and where in each message expressions lie.
@@ -52,8 +59,12 @@ _LAYOUTS: dict[int, _Layout] = {
     **dict.fromkeys(range(25, 31), _ONE),  # is true, is false, is unknown, and their opposites
     **dict.fromkeys(range(31, 34), _MATCH),  # like, ilike, similar to
 }
+_BINARY, _OPERANDS, _OPERATOR = 4, 1, 3
 _FUNCTION_NAME = 1
-CHANGING = frozenset({"now", "current_timestamp", "current_date", "current_time", "today", "random", "uuid"})
+CHANGING = frozenset(
+    {"now", "current_timestamp", "current_date", "current_time", "today", "random", "uuid"}
+    | {"input_file_name", "file_row_index"}
+)
 """Functions whose value is another one when a row is read again."""
 
 
@@ -70,8 +81,17 @@ def bare(expr: Expr) -> Expr:
 
 
 def shown(expr: Expr) -> str:
-    """For messages."""
-    return bare(expr).canonical_name()
+    """For messages: as DataFusion shows it, with literals as a query has them."""
+    text = bare(expr).canonical_name()
+    text = _INTERVAL.sub(lambda m: f"INTERVAL '{_span(*map(int, m.groups()))}'", text)
+    text = _TEXT.sub(lambda m: "'" + m[1].replace("'", "''") + "'", text)
+    return _NUMBER.sub(r"\1", text)
+
+
+def _span(months: int, days: int, nanoseconds: int) -> str:
+    seconds = f"{nanoseconds / 1e9:.9f}".rstrip("0").rstrip(".")
+    parts = [(months, f"{months} months"), (days, f"{days} days"), (nanoseconds, f"{seconds} seconds")]
+    return " ".join(text for amount, text in parts if amount) or "0 seconds"
 
 
 def output_name(expr: Expr) -> tuple[str | None, str]:
@@ -129,9 +149,14 @@ def _encoded(expr: Expr, session: SessionContext) -> bytes:
     try:
         return expr.to_bytes(session)
     except Exception as error:  # the binding raises bare exceptions
+        if "<subquery>" in shown(expr):
+            raise UnsupportedQueryError(
+                f"the expression {shown(expr)}",
+                "a subquery belongs into FROM: join it, with an equality and a bound on event time; LEFT SEMI JOIN is "
+                "EXISTS, LEFT ANTI JOIN is NOT EXISTS",
+            ) from error
         raise UnsupportedQueryError(
-            f"the expression {shown(expr)} ({str(error)[:200]})",
-            "a subquery belongs into FROM: join it, with an equality and a bound on event time",
+            f"the expression {shown(expr)} ({str(error)[:200]})", "a stream cannot compute this kind of expression"
         ) from error
 
 
@@ -141,10 +166,28 @@ def _rewritten(data: bytes, resolve: Resolve, text: str) -> bytes:
         if number == _COLUMN and isinstance(value, bytes):
             fields.append((number, _column(value, resolve)))
         elif number in _LAYOUTS and isinstance(value, bytes):
+            if number == _BINARY:
+                _require_plain_operands(value, text)
             fields.append((number, _parts(value, _LAYOUTS[number], resolve, text)))
         else:
             raise UnsupportedQueryError(f"the expression {text}", "a stream cannot compute this kind of expression")
     return write_wire(fields)
+
+
+def _require_plain_operands(data: bytes, text: str) -> None:
+    """Refuse ``a IS DISTINCT FROM b AND c``, which DataFusion reads as ``a IS DISTINCT FROM (b AND c)``."""
+    fields = read_wire(data)
+    operators = {value for number, value in fields if number == _OPERATOR}
+    if not operators & {b"IsDistinctFrom", b"IsNotDistinctFrom"}:
+        return
+    _, last = [value for number, value in fields if number == _OPERANDS]
+    assert isinstance(last, bytes)
+    inner = [value for number, value in read_wire(last) if number == _BINARY and isinstance(value, bytes)]
+    if inner and {(_OPERATOR, b"And"), (_OPERATOR, b"Or")} & {*read_wire(inner[0])}:
+        raise UnsupportedQueryError(
+            f"AND or OR after IS DISTINCT FROM in {text}",
+            "DataFusion takes them for a part of the right side; put (… IS DISTINCT FROM …) in parentheses",
+        )
 
 
 def _parts(data: bytes, layout: _Layout, resolve: Resolve, text: str) -> bytes:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 from datafusion import Expr, SessionContext
 
+from operators.changelog import require_append_only
 from operators.engine import column_named
 from operators.errors import SchemaError, UnsupportedQueryError
-from operators.sql.expressions import as_expr, bare, mentions, shown
+from operators.sql.expressions import as_expr, mentions, shown
 from operators.sql.names import OperatorNames
-from operators.sql.relation import Field, Lookup, Relation, free_name, with_columns
+from operators.sql.relation import Field, Lookup, Relation, common_type, free_name, with_columns
 
 __all__ = ["join_lookup", "join_streams"]
 
@@ -32,10 +33,12 @@ def join_streams(
         raise UnsupportedQueryError(f"a {kind} join", "write it as an inner or left join with a condition")
     how = _HOW[kind]
     stream = right.stream
+    for side in (left.stream, stream):
+        require_append_only("sql: join", side.updates)
     apart: dict[str, str] = {}
     for name in stream.schema.names:
         apart[name] = free_name(name, [*left.stream.schema.names, *apart.values()])
-    if any(old != new for old, new in apart.items()) and stream.updates is None:
+    if any(old != new for old, new in apart.items()):
         stream = stream.select(*(column_named(old).alias(new) for old, new in apart.items()))
     others = tuple(replace(f, column=apart[f.column]) for f in right.fields)
     both = Relation(stream=left.stream, fields=(*left.fields, *others))
@@ -50,11 +53,24 @@ def join_streams(
         if sides is None:
             bound.append(both.bound(condition, session))
             continue
-        one, (left_key,) = with_columns(one, [sides[0]], [*one.stream.schema.names, *other.stream.schema.names])
-        other, (right_key,) = with_columns(other, [sides[1]], [*one.stream.schema.names, *other.stream.schema.names])
-        bound.append(column_named(left_key) == column_named(right_key))
+        one, other, keys = _keys(one, other, sides)
+        bound.append(column_named(keys[0]) == column_named(keys[1]))
     joined = one.stream.join_on(other.stream, *bound, how=how, name=names.claim("join", how))
     return Relation(stream=joined, fields=left.fields if how in ("semi", "anti") else both.fields)
+
+
+def _keys(one: Relation, other: Relation, sides: tuple[Expr, Expr]) -> tuple[Relation, Relation, tuple[str, str]]:
+    """Both relations with the sides of an equality as columns, numbers of one type; and the names of those."""
+    taken = [*one.stream.schema.names, *other.stream.schema.names]
+    one, (left,) = with_columns(one, [sides[0]], taken)
+    other, (right,) = with_columns(other, [sides[1]], [*taken, left])
+    kinds = [one.stream.schema.field(left).type, other.stream.schema.field(right).type]
+    kind = common_type(*kinds)
+    if kind is not None and kind != kinds[0]:
+        one, (left,) = with_columns(one, [column_named(left).cast(kind)], [*taken, left, right])
+    if kind is not None and kind != kinds[1]:
+        other, (right,) = with_columns(other, [column_named(right).cast(kind)], [*taken, left, right])
+    return one, other, (left, right)
 
 
 def _sides(both: Relation, of_left: set[str], condition: Expr, session: SessionContext) -> tuple[Expr, Expr] | None:
@@ -108,10 +124,10 @@ def join_lookup(
     table = lookup.rows.rename_columns(list(apart.values()))
     others = tuple(Field(relation=lookup.alias, name=n, column=c) for n, c in apart.items())
     both = replace(relation, fields=(*relation.fields, *others))
-    pairs = _pairs(both, set(apart.values()), conditions, session)
+    both, pairs = _pairs(both, set(apart.values()), conditions, session)
     if not pairs.stream:
         raise UnsupportedQueryError(
-            f"the join with the table {lookup.alias}", "it needs an equality of a column of the stream and one of it"
+            f"the join with the table {lookup.alias}", "it needs an equality with one of its columns"
         )
     if pairs.rest and kind == "Left":
         raise UnsupportedQueryError(
@@ -119,8 +135,8 @@ def join_lookup(
             "only equalities are asked of a table; filter the table in a subquery",
         )
     for one, other in zip(pairs.stream, pairs.rows, strict=True):
-        table = _as_wide(table, other, relation.stream.schema.field(one).type, lookup.alias)
-    stream = relation.stream.lookup_join(
+        table = _as_wide(table, other, both.stream.schema.field(one).type, lookup.alias)
+    stream = both.stream.lookup_join(
         table,
         name=names.claim("lookup", lookup.alias),
         how=kind.lower(),
@@ -144,20 +160,19 @@ def _as_wide(table: pa.Table, name: str, wanted: pa.DataType, alias: str) -> pa.
         ) from error
 
 
-def _pairs(both: Relation, rows: set[str], conditions: Sequence[Expr], session: SessionContext) -> _Pairs:
+def _pairs(
+    both: Relation, rows: set[str], conditions: Sequence[Expr], session: SessionContext
+) -> tuple[Relation, _Pairs]:
+    """The equalities of an expression over the stream with a column of the rows; the relation has it as a column."""
     stream_on: list[str] = []
     rows_on: list[str] = []
     rest: list[Expr] = []
     for condition in conditions:
-        if condition.variant_name() == "BinaryExpr" and condition.to_variant().op() == "=":
-            variant = condition.to_variant()
-            sides = [bare(as_expr(side)) for side in (variant.left(), variant.right())]
-            if all(side.variant_name() == "Column" for side in sides):
-                columns = [both.column(*mentions(side, session)[0]) for side in sides]
-                columns.sort(key=lambda name: name in rows)
-                if columns[0] not in rows and columns[1] in rows:
-                    stream_on.append(columns[0])
-                    rows_on.append(columns[1])
-                    continue
-        rest.append(condition)
-    return _Pairs(tuple(stream_on), tuple(rows_on), tuple(rest))
+        sides = _sides(both, set(both.stream.schema.names), condition, session)
+        if sides is None or sides[1].variant_name() != "Column":
+            rest.append(condition)
+            continue
+        both, (column,) = with_columns(both, [sides[0]], sorted(rows))
+        stream_on.append(column)
+        rows_on.append(sides[1].to_variant().name())
+    return both, _Pairs(tuple(stream_on), tuple(rows_on), tuple(rest))

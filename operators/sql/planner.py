@@ -29,9 +29,11 @@ from operators.sql.grouping import grouping_sets, is_grouping, repeated
 from operators.sql.joins import join_lookup, join_streams
 from operators.sql.names import BOUND_FUNCTIONS, OperatorNames
 from operators.sql.ranking import first_rows, ranked, split_bound
-from operators.sql.relation import Field, Lookup, Relation, free_name
-from operators.sql.subqueries import reads_tables_only, rows_of
+from operators.sql.relation import Field, Lookup, Relation, free_name, unseen
+from operators.sql.sets import all_rows, is_set_operation, rows_by_side, sides_of
+from operators.sql.subqueries import is_table_function, reads_tables_only, rows_of
 from operators.sql.time_functions import Window, is_window, window_of
+from operators.sql.unnest import unnested
 from operators.stateful.window_aggregate import WINDOW_END, WINDOW_START
 from operators.stream import DataStream
 
@@ -43,7 +45,6 @@ _REFUSED = {
         "LIMIT or OFFSET",
         "the first rows of a stream depend on its batches; use row_number() <= n in a subquery",
     ),
-    "Unnest": ("UNNEST", "use flat_map() on the stream"),
     "RecursiveQuery": ("WITH RECURSIVE", "a stream cannot be its own input"),
     "EmptyRelation": ("a SELECT without FROM", "select from a registered stream"),
     "Values": ("VALUES", "register the rows as a table and join it"),
@@ -87,6 +88,7 @@ class _Planner:
             "SubqueryAlias": self._alias,
             "Projection": self._projection,
             "Filter": self._filter,
+            "Unnest": self._unnest,
             "Union": self._union,
             "Aggregate": self._aggregate,
             "Distinct": self._distinct,
@@ -114,7 +116,15 @@ class _Planner:
         names = [field.name for field in relation.fields]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise SchemaError(f"sql: the result has columns {twice} twice; give one an alias, with AS")
-        if [field.column for field in relation.fields] == [n for n in relation.stream.schema.names if n != OP] == names:
+        if lost := relation.hidden:
+            updates = relation.stream.updates
+            assert updates is not None
+            raise UnsupportedQueryError(
+                f"a SELECT without {', '.join(lost)}",
+                f"{updates.because}, and this tells which row a correction is about: select it too",
+            )
+        visible = [n for n in relation.stream.schema.names if n not in relation.unseen]
+        if [field.column for field in relation.fields] == visible == names:
             return relation.stream
         return self._select(relation, [(column_named(field.column), field.name) for field in relation.fields])
 
@@ -129,16 +139,18 @@ class _Planner:
 
     # -- sources
 
-    def _scan(self, node: TableScan, _: LogicalPlan) -> Relation | Lookup:
+    def _scan(self, node: TableScan, plan: LogicalPlan) -> Relation | Lookup:
         name = node.table_name()
         if name in self._tables:
             return Lookup(rows=self._session.table(_quoted(name)).to_arrow_table(), alias=name)
+        if name not in self._streams and is_table_function(name):
+            return Lookup(rows=rows_of(self._session, plan, name), alias=name)
         if name not in self._streams:
             raise UnsupportedQueryError(
                 f"rows of {name}", "a sink is only written to; read what it wrote through a table of its own"
             )
         stream = self._streams[name]
-        columns = [c for c in stream.schema.names if c != OP]
+        columns = [c for c in stream.schema.names if c not in unseen(stream)]
         return Relation(stream=stream, fields=tuple(Field(relation=name, name=c, column=c) for c in columns))
 
     def _alias(self, node: Any, plan: LogicalPlan) -> Relation | Lookup:
@@ -180,17 +192,22 @@ class _Planner:
         return Relation(stream=stream, fields=fields, ranking=ranking)
 
     def _select(self, relation: Relation, picked: Sequence[tuple[Expr, str]]) -> DataStream:
-        """These expressions under these names, and what goes along unseen; nothing new if that is all there is."""
+        """These expressions under these names, and what goes along unseen; nothing new if that is all there is.
+
+        Columns that tell which row a correction is about go along too.
+        """
         stream = relation.stream
-        pairs = [(c, c) for c in relation.unseen] + _plain_pairs(picked)
-        if stream.updates is not None and (lost := set(stream.updates.key) - {c for c, _ in pairs}):
-            raise UnsupportedQueryError(
-                f"a SELECT without {', '.join(sorted(lost))}",
-                f"{stream.updates.because}, and this tells which row a correction is about: select it too",
-            )
-        if len(pairs) == len(picked) + len(relation.unseen) and pairs == [(c, c) for c in stream.schema.names]:
+        pairs = _plain_pairs(picked)
+        lost = () if stream.updates is None else set(stream.updates.key) - {column for column, _ in pairs}
+        taken = [*relation.unseen, *(name for _, name in picked)]
+        along = [(c, c) for c in relation.unseen]
+        for column in sorted(lost):
+            along.append((column, free_name(column, taken)))
+            taken.append(along[-1][1])
+        if len(pairs) == len(picked) and [*along, *pairs] == [(c, c) for c in stream.schema.names]:
             return stream
-        return stream.select(*relation.unseen, *(expr.alias(name) for expr, name in picked))
+        exprs = [*((column_named(c), name) for c, name in along), *picked]
+        return stream.select(*(expr.alias(name) for expr, name in exprs))
 
     def _filter(self, node: Any, plan: LogicalPlan) -> Relation:
         conditions = list(conjuncts(as_expr(node.predicate())))
@@ -212,28 +229,22 @@ class _Planner:
         predicate = reduce(and_, (relation.bound(condition, self._session) for condition in conditions))
         return replace(relation, stream=relation.stream.filter(predicate))
 
+    def _unnest(self, _: Any, plan: LogicalPlan) -> Relation:
+        return unnested(self._stream_of(plan, "an UNNEST").known(), plan)
+
     def _union(self, _: Any, plan: LogicalPlan) -> Relation:
         found = [self.walk(child) for child in plan.inputs()]
         relations = [r.known() for r in found if isinstance(r, Relation)]
         if len(relations) < len(found):
             raise UnsupportedQueryError("UNION with a table", "make a stream of it, with from_batches")
-        first = relations[0]
-        names: list[str] = []
-        for field in first.fields:
-            names.append(free_name(field.name, names))
-        kinds = [first.stream.schema.field(field.column).type for field in first.fields]
-        streams = []
-        for relation in relations:
-            for field, kind, name in zip(relation.fields, kinds, names, strict=True):
-                other = relation.stream.schema.field(field.column).type
-                if other != kind:
-                    raise SchemaError(f"sql: UNION: column {name!r} is {kind} here and {other} there: CAST one of them")
-            columns = [(column_named(field.column), name) for field, name in zip(relation.fields, names, strict=True)]
-            streams.append(self._select(relation, columns))
-        fields = tuple(
-            Field(relation=r.relation, name=r.name, column=n) for r, n in zip(first.fields, names, strict=True)
-        )
-        return Relation(stream=streams[0].union(*streams[1:], name=self._names.claim("union")), fields=fields)
+        return all_rows(relations, self._names)
+
+    def _set_operation(self, plan: LogicalPlan) -> Relation:
+        found = [self.walk(side) for side in sides_of(plan)]
+        relations = [r.known() for r in found if isinstance(r, Relation)]
+        if len(relations) < len(found):
+            raise UnsupportedQueryError("INTERSECT or EXCEPT with a table", "join with the table instead")
+        return rows_by_side(plan, relations, self._names)
 
     # -- groups
 
@@ -283,7 +294,7 @@ class _Planner:
                 taken.append(column)
             fields.append(Field(relation=relation, name=name, column=column))
         if not functions:
-            functions = [f.max(lit(1)).alias(free_name("present", taken))]
+            functions = [_nothing(taken)]
         words = [key.schema_name() for key in keys]
         if window is None:
             result = stream.aggregate(keys, functions, name=self._names.claim("aggregate", *words))
@@ -316,14 +327,8 @@ class _Planner:
         found = self._stream_of(plan, "a DISTINCT").known()
         keys = [column_named(field.column) for field in found.fields]
         taken = [field.column for field in found.fields]
-        if found.stream.updates is not None:
-            raise UnsupportedQueryError(
-                f"DISTINCT of rows that are corrected ({found.stream.updates.because})", "say GROUP BY with a count"
-            )
-        present = f.max(lit(1)).alias(free_name("present", taken))
-        return replace(
-            found, stream=found.stream.aggregate(keys, [present], name=self._names.claim("distinct", *taken))
-        )
+        name = self._names.claim("distinct", *taken)
+        return replace(found, stream=found.stream.aggregate(keys, [_nothing(taken)], name=name))
 
     def _window_expr(self, node: Any, plan: LogicalPlan) -> Relation:
         return ranked(self._stream_of(plan, "a row_number()").known(), node.get_window_expr(), self._session)
@@ -337,8 +342,13 @@ class _Planner:
         """A join; ``where``: conditions of a filter right above an inner join, which are conditions of it."""
         node = plan.to_variant()
         kind = _join_type(plan)
-        if kind in ("LeftSemi", "LeftAnti") and node.null_equals_null():
-            raise UnsupportedQueryError("INTERSECT or EXCEPT", "join on the columns, with a bound on event time")
+        if is_set_operation(plan):
+            return self._set_operation(plan)
+        if kind in ("Right", "Full") and "Using" in str(node.join_constraint()):
+            raise UnsupportedQueryError(
+                f"a {kind} join with USING or NATURAL",
+                "DataFusion takes the common columns from the left; write ON, and coalesce(a.k, b.k) for such a column",
+            )
         if (lateral := lateral_of(plan.inputs()[1])) is not None:
             return self._with_newest(plan, kind, lateral, where)
         left, right = (self.walk(child) for child in plan.inputs())
@@ -394,6 +404,11 @@ def _kept(relation: Relation) -> tuple[str, ...]:
     assert relation.ranking is not None
     time = relation.stream.event_time
     return tuple(dict.fromkeys([*relation.ranking.needs, *([time] if time else [])]))
+
+
+def _nothing(taken: Sequence[str]) -> Expr:
+    """An aggregate that is always 0, also when rows are taken back, for groups of which nothing else is asked."""
+    return f.count(lit(None).cast(pa.int64())).alias(free_name("nothing", taken))
 
 
 def _plain_pairs(picked: Sequence[tuple[Expr, str]]) -> list[tuple[str, str]]:

@@ -18,7 +18,7 @@ from operators.errors import UnsupportedQueryError
 from operators.sql.expressions import rebound
 from operators.stream import DataStream
 
-__all__ = ["Field", "Lookup", "Ranking", "Relation", "free_name", "with_columns"]
+__all__ = ["Field", "Lookup", "Ranking", "Relation", "common_type", "free_name", "unseen", "with_columns"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +94,14 @@ class Relation:
     @property
     def unseen(self) -> tuple[str, ...]:
         """Columns of the stream that go along beside those of the relation."""
+        return unseen(self.stream)
+
+    @property
+    def hidden(self) -> tuple[str, ...]:
+        """Columns by which rows are corrected and which the relation does not show."""
         updates = self.stream.updates
-        return (OP,) if updates is not None and updates.changelog else ()
+        seen = {field.column for field in self.fields}
+        return () if updates is None else tuple(c for c in updates.key if c not in seen)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +112,11 @@ class Lookup:
     alias: str
 
 
+def unseen(stream: DataStream) -> tuple[str, ...]:
+    """Columns of a stream that a query does not see: `OP` of a changelog."""
+    return (OP,) if stream.updates is not None and stream.updates.changelog else ()
+
+
 def free_name(name: str, taken: Iterable[str]) -> str:
     """The name, with a number behind it if it is taken, and without what columns of state may not begin with."""
     base = name.lstrip("_") or "column"
@@ -114,6 +125,24 @@ def free_name(name: str, taken: Iterable[str]) -> str:
         number += 1
         free = f"{base}_{number}"
     return free
+
+
+def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    """The type to which values of both are cast without loss, or as SQL does it, integers with floats; else None."""
+    if one == other or pa.types.is_null(other):
+        return one
+    if pa.types.is_null(one):
+        return other
+    numbers = [pa.types.is_integer(t) or pa.types.is_floating(t) for t in (one, other)]
+    if not all(numbers):
+        return None
+    if any(pa.types.is_floating(t) for t in (one, other)):
+        return pa.float64()
+    signed = [pa.types.is_signed_integer(t) for t in (one, other)]
+    if signed[0] == signed[1]:
+        return max(one, other, key=lambda t: t.bit_width)
+    unsigned = other if signed[0] else one
+    return None if unsigned.bit_width == 64 else pa.int64()
 
 
 def with_columns(relation: Relation, exprs: Sequence[Expr], taken: Sequence[str] = ()) -> tuple[Relation, list[str]]:

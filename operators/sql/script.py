@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, TypeAlias
 
 import pyarrow as pa
-from datafusion import LogicalPlan, ScalarUDF, SessionContext
+from datafusion import LogicalPlan, ScalarUDF, SessionContext, TableFunction
 
 from operators.changelog import OP
 from operators.errors import OperatorError, SchemaError
@@ -60,6 +60,7 @@ class Names:
     sinks: dict[str, SinkTable] = field(default_factory=dict)
     views: dict[str, frozenset[str]] = field(default_factory=dict)
     udfs: dict[str, ScalarUDF] = field(default_factory=dict)
+    udtfs: list[TableFunction] = field(default_factory=list)
     definitions: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -139,7 +140,8 @@ class _Run:
         names = self._names
         sinks = {name: sink.columns for name, sink in names.sinks.items()}
         udfs = list(names.udfs.values())
-        session = planning_session(names.known_streams, names.tables, udfs, self._context.udafs, sinks)
+        udafs = self._context.udafs
+        session = planning_session(names.known_streams, names.tables, udfs, udafs, sinks, names.udtfs)
         match read_statement(session, text):
             case CreateTable() as table:
                 if not (table.if_not_exists and table.name in names):

@@ -1,4 +1,4 @@
-"""Subqueries over registered tables alone: DataFusion answers them when the stream is built."""
+"""Subqueries over tables and table functions alone: DataFusion answers them when the stream is built."""
 
 from __future__ import annotations
 
@@ -11,21 +11,26 @@ from datafusion.expr import TableScan
 from operators.errors import SchemaError, UnsupportedQueryError
 from operators.sql.expressions import CHANGING
 
-__all__ = ["SYSTEM_TABLES", "reads_tables_only", "rows_of", "scanned"]
+__all__ = ["SYSTEM_TABLES", "is_table_function", "reads_tables_only", "rows_of", "scanned"]
 
 SYSTEM_TABLES = frozenset({"information_schema.tables", "information_schema.columns"})
 """What SHOW TABLES and SHOW COLUMNS read."""
 
 
 def reads_tables_only(plan: LogicalPlan, tables: AbstractSet[str], *, constants: bool = False) -> bool:
-    """Whether a plan reads these tables and no stream; no if an expression holds a subquery, which is not seen.
+    """Whether a plan reads these tables, or table functions, and no stream.
 
-    ``constants``: what is said of a plan that reads nothing at all.
+    No if an expression holds a subquery, which is not seen. ``constants``: what is said of a plan that reads nothing.
     """
     if "(<subquery>)" in plan.display_indent():
         return False
     names = scanned(plan)
-    return names <= tables if names else constants
+    return all(name in tables or is_table_function(name) for name in names) if names else constants
+
+
+def is_table_function(name: str) -> bool:
+    """Whether a scan of this name is a call of a table function, whose arguments the plan does not show."""
+    return name.endswith("()")
 
 
 def scanned(plan: LogicalPlan) -> set[str]:

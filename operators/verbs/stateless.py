@@ -94,6 +94,22 @@ class StatelessVerbs(StreamBase):
         self._require("cast", list(mapping))
         return self.with_columns(**{name: column_named(name).cast(kind) for name, kind in mapping.items()})
 
+    def unnest(self, column: str) -> Self:
+        """One row for each element of a list column, which takes the place of the list; none if it is empty or null.
+
+        Raises `SchemaError` for a stream that corrects itself, and for a column that is no list.
+        """
+        self._require("unnest", [column])
+        self._require_append_only("unnest", "; use final_rows() first")
+        if not _is_list(self._schema.field(column).type):
+            raise SchemaError(f"unnest: {column!r} is no list but {self._schema.field(column).type}")
+
+        def apply(frame: DataFrame) -> DataFrame:
+            return frame.unnest_columns('"' + column.replace('"', '""') + '"', preserve_nulls=False)
+
+        kept = [(name, name) for name in self._schema.names if name != column]
+        return self._step(f"unnest({column})", apply, None, kept)
+
     # -- helpers
 
     def _fits(self, label: str, columns: Sequence[str], apply: Callable[[DataFrame], DataFrame]) -> bool:
@@ -146,6 +162,10 @@ class StatelessVerbs(StreamBase):
         return self._derive(
             port, step.schema, event_time=event_time, time_note=note, time_copies=copies, updates=updates
         )
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return any((pa.types.is_list(kind), pa.types.is_large_list(kind), pa.types.is_fixed_size_list(kind)))
 
 
 def _kept_updates(label: str, updates: Updates | None, plain: Sequence[tuple[str, str] | None]) -> Updates | None:

@@ -1,45 +1,51 @@
-"""Every query of the corpus, as a stream that crashes twice, says what DuckDB says in batch."""
+"""Every query of the corpus, as a stream, says what DuckDB says in batch, whatever happens to the job.
+
+The queries of a family run in one job, which reads the rows once. Each is also run by itself in a job that dies again
+and again over the LSM store (``make soak``), a sample of them here.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import pyarrow as pa
 import pytest
 
-from tests.sql.corpus import CHANGELOGS, EXPRESSIONS, JOINS, RANKINGS, SHAPES, WINDOWS
-from tests.sql.running import answered, as_rows, streamed
+from tests.sql.corpus import Query, corpus
+from tests.sql.running import answered, differences, streamed, streamed_together, survived
+
+EVERY = [query for family in corpus().values() for query in family]
+SAMPLE = EVERY[::23]
 
 
-def check(query: str, reference: str | None, *, crashes: int) -> None:
-    found, wanted = streamed(query, crashes=crashes), answered(reference or query)
-    assert [name for name in found.column_names if name != "op"] == wanted.column_names
-    assert as_rows(found) == as_rows(wanted)
+def wrong(queries: Sequence[Query], found: Sequence[pa.Table]) -> dict[str, str]:
+    """How the rows of each query differ from the answer of DuckDB, of those where they do."""
+    compared = {q.text: differences(table, answered(q.reference)) for q, table in zip(queries, found, strict=True)}
+    return {text: difference for text, difference in compared.items() if difference}
 
 
-@pytest.mark.parametrize(("query", "reference"), EXPRESSIONS)
-def test_expressions_of_each_row(query: str, reference: str | None) -> None:
-    check(query, reference, crashes=0)
+def test_each_query_of_the_corpus_is_there_once() -> None:
+    assert len({query.text for query in EVERY}) == len(EVERY) >= 180
 
 
-@pytest.mark.parametrize(("query", "reference"), SHAPES)
-def test_subqueries_and_unions(query: str, reference: str | None) -> None:
-    check(query, reference, crashes=2)
+@pytest.mark.parametrize("family", corpus())
+def test_streams_say_what_duckdb_says(family: str) -> None:
+    queries = corpus()[family]
+    found = streamed_together([query.text for query in queries])
+    assert not wrong(queries, found)
+    if family in ("expressions", "windows"):
+        assert not [q.text for q, table in zip(queries, found, strict=True) if "op" in table.column_names]
 
 
-@pytest.mark.parametrize(("query", "reference"), WINDOWS)
-def test_windows(query: str, reference: str | None) -> None:
-    assert "op" not in streamed(query, crashes=0).column_names
-    check(query, reference, crashes=2)
+def test_a_sample_survives_crashes_in_the_store() -> None:
+    assert len(SAMPLE) >= 12
+    found = survived([q.text for q in SAMPLE], crashes=1, seed=1, directory="memory://corpus-sample")
+    assert not wrong(SAMPLE, found)
 
 
-@pytest.mark.parametrize(("query", "reference"), CHANGELOGS)
-def test_groups_without_a_window(query: str, reference: str | None) -> None:
-    check(query, reference, crashes=2)
-
-
-@pytest.mark.parametrize(("query", "reference"), JOINS)
-def test_joins(query: str, reference: str | None) -> None:
-    check(query, reference, crashes=2)
-
-
-@pytest.mark.parametrize(("query", "reference"), RANKINGS)
-def test_first_rows_of_a_partition(query: str, reference: str | None) -> None:
-    check(query, reference, crashes=2)
+@pytest.mark.soak
+@pytest.mark.parametrize("number", range(len(EVERY)))
+def test_soak_each_query_survives_crashes_in_the_store(number: int) -> None:
+    query = EVERY[number]
+    found = streamed(query.text, crashes=3, seed=number, directory=f"memory://corpus-{number}")
+    assert not wrong([query], [found])

@@ -28,8 +28,6 @@ Pipeline = Callable[[Mapping[str, DataStream]], Mapping[str, DataStream]]
 Build = Callable[[DataStream], DataStream]
 """The same with one input and one output."""
 
-_INCIDENT_CHANCE = 0.08
-
 
 class CrashError(Exception):
     """The process is gone."""
@@ -38,19 +36,22 @@ class CrashError(Exception):
 class _RandomFate:
     """Decides at every batch whether to take a checkpoint first, to be stopped after it, or to die."""
 
-    def __init__(self, rng: random.Random, crashes: int, stops: int, checkpoint_chance: float) -> None:
+    def __init__(
+        self, rng: random.Random, crashes: int, stops: int, checkpoint_chance: float, incident_chance: float
+    ) -> None:
         self.crashes = crashes
         self.stops = stops
         self._rng = rng
         self._chance = checkpoint_chance
+        self._incident_chance = incident_chance
 
     def before(self, number: int, job: Job) -> None:
         if self._rng.random() < self._chance:
             job.checkpoint()
-        if self.stops and self._rng.random() < _INCIDENT_CHANCE:
+        if self.stops and self._rng.random() < self._incident_chance:
             self.stops -= 1
             job.stop()
-        if self.crashes and self._rng.random() < _INCIDENT_CHANCE:
+        if self.crashes and self._rng.random() < self._incident_chance:
             self.crashes -= 1
             raise CrashError
 
@@ -78,7 +79,8 @@ def survive(
     crashes: int = 3,
     stops: int = 0,
     checkpoint_chance: float = 0.3,
-    directory: Path | None = None,
+    incident_chance: float = 0.08,
+    directory: Path | str | None = None,
     event_time: str | None = "t",
     udafs: Sequence[Any] = (),
     clock: Callable[[], float] = time.time,
@@ -86,10 +88,11 @@ def survive(
 ) -> dict[str, pa.Table]:
     """What the pipeline publishes over these inputs, by output.
 
-    ``directory``: keep the state in an LSM store there (small blocks and files), else in memory. ``read``: further
-    arguments of ``from_batches``. Every input needs at least one batch.
+    ``directory``: keep the state in an LSM store there (small blocks and files), a path or a URL, else in memory.
+    ``incident_chance``: of a crash and of a stop, at each batch. ``read``: further arguments of ``from_batches``. Every
+    input needs at least one batch.
     """
-    fate = _RandomFate(random.Random(seed), crashes, stops, checkpoint_chance)
+    fate = _RandomFate(random.Random(seed), crashes, stops, checkpoint_chance, incident_chance)
     return _live(
         pipeline,
         inputs,
@@ -175,7 +178,7 @@ def _live(
     return {n: ledger.table() if ledger.pieces else schemas[n].empty_table() for n, ledger in ledgers.items()}
 
 
-def _opener(directory: Path | None, udafs: Sequence[Any]) -> Callable[[], StateBackend]:
+def _opener(directory: Path | str | None, udafs: Sequence[Any]) -> Callable[[], StateBackend]:
     named = {udaf.name: udaf for udaf in udafs}
     space = MemoryStateSpace()
     settings = StoreSettings(block_rows=64, l0_files_max=2, compaction_bytes=20_000, gc_interval_s=None)
