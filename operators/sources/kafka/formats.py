@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from operators.errors import BadInputError, SchemaError, SourceUnavailableError
-from operators.formats import CsvFormat, Format, JsonFormat, RawFormat, infer_json
+from operators.formats import AvroFormat, CsvFormat, Format, JsonFormat, RawFormat, SchemaRegistry, infer_json
 from operators.kafka import (
     ClusterDownError,
     Fault,
@@ -35,10 +35,15 @@ def format_of(
     schema: pa.Schema | str | bytes | Mapping[str, Any] | None,
     topics: Sequence[str],
     settings: KafkaSettings,
+    registry: SchemaRegistry | None,
 ) -> Format:
-    """The format; raises `SchemaError` if its columns are not known, and what `sample` raises."""
+    """The format; raises `SchemaError` if its columns are not known, and what `sample` and the registry raise."""
+    if registry is not None and given != "avro":
+        raise ValueError("schema_registry: it is for format='avro'")
     if not isinstance(given, str):
         return given
+    if given == "avro":
+        return _avro(schema, topics, registry)
     if given in ("raw", "text"):
         if schema is not None:
             raise SchemaError(f"read_kafka: format {given!r} has one column, 'value'; it takes no schema")
@@ -54,7 +59,17 @@ def format_of(
         if not isinstance(schema, pa.Schema):
             raise SchemaError("read_kafka: format 'csv' needs schema=, the columns in their order")
         return CsvFormat(schema)
-    raise ValueError(f"format: {given!r} is not one of json, csv, raw, text")
+    raise ValueError(f"format: {given!r} is not one of json, csv, avro, raw, text")
+
+
+def _avro(
+    schema: pa.Schema | str | bytes | Mapping[str, Any] | None, topics: Sequence[str], registry: SchemaRegistry | None
+) -> Format:
+    if schema is None:
+        if registry is None:
+            raise SchemaError("read_kafka: format 'avro' needs schema= or schema_registry=")
+        schema = registry.latest(f"{topics[0]}-value")
+    return AvroFormat(schema.decode() if isinstance(schema, bytes) else schema, registry)
 
 
 def sample(topics: Sequence[str], settings: KafkaSettings) -> list[bytes]:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from operators.formats import Format
+from operators.formats import Format, SchemaRegistry
 from operators.kafka import KafkaSettings
 from operators.sources.base import IDLE, Idle, Position, SourceBatch
 from operators.sources.kafka.formats import format_of
@@ -45,11 +45,14 @@ class KafkaSource:
     Args:
         topics: a name, or several.
         bootstrap_servers: ``host:port`` of some brokers, comma-separated or as a list.
-        format: of the values: ``"json"``, ``"csv"``, ``"raw"`` (one binary column ``value``), ``"text"`` (the same
-            as a string), or a `Format`.
-        schema: the columns of JSON and CSV. For JSON it may also be one sample message (text, bytes or a mapping);
-            None infers the columns from the first records of the topics, which asks the cluster at once and may find
-            other columns on another day.
+        format: of the values: ``"json"``, ``"csv"``, ``"avro"``, ``"raw"`` (one binary column ``value``), ``"text"``
+            (the same as a string), or a `Format` (`operators.formats`).
+        schema: the columns. For JSON it may also be one sample message (text, bytes or a mapping); None infers the
+            columns from the first records of the topics, which asks the cluster at once and may find other columns
+            on another day. For Avro it may also be an Avro schema; None takes the newest of the subject
+            ``TOPIC-value``.
+        schema_registry: for Avro: the URL of a registry (or a `SchemaRegistry`, with credentials), where records begin
+            with the number of their schema. Without it all were written with ``schema``.
         metadata: further columns: any of ``key`` (binary), ``headers`` (list of name and value), ``topic``,
             ``partition`` (int32), ``offset`` (int64), ``timestamp`` (timestamp[ms, UTC], of the record); a mapping
             gives them other names.
@@ -89,6 +92,7 @@ class KafkaSource:
         *,
         format: str | Format = "json",  # noqa: A002 - the word of the field
         schema: pa.Schema | str | bytes | Mapping[str, Any] | None = None,
+        schema_registry: str | SchemaRegistry | None = None,
         metadata: Sequence[str] | Mapping[str, str] = (),
         start: str | int | datetime | Mapping[Any, int] = "earliest",
         end: Literal["latest"] | None = None,
@@ -123,8 +127,9 @@ class KafkaSource:
             batch_bytes=batch_bytes,
             group_id=group_id or "datafusion-statebackend",
         )
+        registry = SchemaRegistry(schema_registry) if isinstance(schema_registry, str) else schema_registry
         self._decoder = RecordDecoder(
-            format_of(format, schema, self._topics, self._settings),
+            format_of(format, schema, self._topics, self._settings, registry),
             _metadata(metadata),
             None if tombstones is None else Tombstones(tombstones),
             divert=_one_of("on_bad_record", on_bad_record, ("error", "divert")) == "divert",
@@ -164,6 +169,7 @@ class KafkaSource:
 
     def open(self, position: Position | None) -> None:
         """Start the thread; whatever is wrong shows when the source is polled."""
+        self._held, self._ready, self._paused = {}, deque(), frozenset()
         self._position = KafkaPosition.restored(position)
         self._offsets = dict(self._position.offsets)
         self._splits = frozenset(self._offsets) or frozenset(f"{topic}/?" for topic in self._topics)
