@@ -45,6 +45,7 @@ from datafusion import DataFrame, Expr, RuntimeEnvBuilder, SessionConfig, Sessio
 from datafusion.catalog import SchemaProvider
 
 from statebackend import display
+from statebackend.aggregate_declaration import Declaration
 from statebackend.backend import Checkpoint
 from statebackend.catalog_states import At, CommittedState, LiveStates, Moment, States, SweptTable
 from statebackend.catalog_system import SYSTEM_TABLES, system_table
@@ -56,6 +57,7 @@ from statebackend.relation import Relation, RelationDataset
 from statebackend.snapshot import LiveState, StoreLocation
 from statebackend.state_diff import StateDiff
 from statebackend.sweep import SWEEP_BYTES, ReadCount
+from statebackend.tables import TableSpec
 from statebackend.toolbox import Options, RootOptions
 
 if TYPE_CHECKING:
@@ -305,8 +307,12 @@ class StateCatalog:
         self.close()
 
     def _repr_html_(self) -> str:
-        shown = self._states.now()
-        return display.catalog(shown.manifest.checkpoint, shown.url, shown.manifest, SYSTEM_TABLES)
+        try:
+            shown = self._states.now()
+        except (RuntimeError, TimeoutError, StateStoreError) as error:  # a live one whose job does not run, a lost pin
+            return display.no_catalog(error)
+        columns = {name: _columns(spec) for name, spec in shown.tables.items()}
+        return display.catalog(shown.manifest.checkpoint, shown.url, shown.manifest, columns, SYSTEM_TABLES)
 
     def _names(self) -> frozenset[str]:
         return frozenset(self._states.now().tables)
@@ -409,6 +415,13 @@ class _Schema(SchemaProvider):
 
     def table(self, name: str) -> Any:
         return self._provide(name) if name in self._names() else None
+
+
+def _columns(spec: TableSpec) -> list[str]:
+    """The columns under which ``state`` shows a table."""
+    if spec.aggregation is None:
+        return list(spec.schema.names)
+    return [*spec.key, *(output.name for output in Declaration.decode(spec.aggregation).outputs)]
 
 
 def _literals(args: tuple[Any, ...], count: int, usage: str) -> list[Any]:

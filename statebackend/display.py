@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from statebackend.markup import Markup, card, details, facts, grid, joined
+from statebackend.markup import Markup, card, details, element, facts, grid, joined
 from statebackend.quantities import byte_size, counted, in_unit, moment, utc
 
 if TYPE_CHECKING:
@@ -23,7 +23,17 @@ if TYPE_CHECKING:
     from statebackend.relation import Relation
     from statebackend.tables import TableSpec
 
-__all__ = ["catalog", "checkpoint", "checkpoint_tables", "job_state", "manifest", "metrics", "relation", "table_spec"]
+__all__ = [
+    "catalog",
+    "checkpoint",
+    "checkpoint_tables",
+    "job_state",
+    "manifest",
+    "metrics",
+    "no_catalog",
+    "relation",
+    "table_spec",
+]
 
 _ROWS = 10
 """Rows of a table that are shown."""
@@ -39,11 +49,14 @@ def checkpoint_tables(of: Checkpoint, url: str, state: Manifest) -> Markup:
     return card(f"checkpoint {of.checkpoint_id} of {url}", "CheckpointReader", _made(of), _tables(state), _job(of.job))
 
 
-def catalog(of: Checkpoint | None, url: str, state: Manifest, system: Iterable[str]) -> Markup:
-    """What can be asked: the tables with their columns, and the names under which SQL knows them."""
-    rows = [
-        (sql_name("state", name), _columns(table.spec), *_sizes(table)) for name, table in sorted(state.tables.items())
-    ]
+def catalog(
+    of: Checkpoint | None, url: str, state: Manifest, columns: Mapping[str, Sequence[str]], system: Iterable[str]
+) -> Markup:
+    """What can be asked: the tables, under the names by which SQL knows them, and their ``columns``."""
+    rows = []
+    for name, shown in sorted(columns.items()):
+        sizes = _sizes(state.tables[name]) if name in state.tables else (None, None)  # None: all in memory so far
+        rows.append((sql_name("state", name), ", ".join(shown), *sizes))
     asked = ("state_at('TABLE', CHECKPOINT)", "state_diff('TABLE', CHECKPOINT, CHECKPOINT)")
     return card(
         f"state of {url}",
@@ -53,6 +66,11 @@ def catalog(of: Checkpoint | None, url: str, state: Manifest, system: Iterable[s
         facts({"also": 'raw."TABLE"', "other checkpoints": ", ".join(asked)}),
         facts({"system": ", ".join(f"system.{name}" for name in sorted(system))}),
     )
+
+
+def no_catalog(error: Exception) -> Markup:
+    """Why nothing can be asked."""
+    return card("no state to be seen", "StateCatalog", element("div", error))
 
 
 def manifest(of: Manifest) -> Markup:
@@ -194,10 +212,6 @@ def _watermark(of: TableState) -> str | None:
 
 def _table_metrics(of: TableMetrics) -> Sequence[object]:
     return (of.name, of.kind, of.memtable_rows, of.rows, byte_size(of.bytes), of.l0_files, of.sorted_runs)
-
-
-def _columns(spec: TableSpec) -> str:
-    return ", ".join(spec.schema.names)
 
 
 def _marks(source: str, watermarks: Mapping[str, int]) -> str | None:

@@ -114,6 +114,32 @@ def test_a_catalog_shows_the_names_that_sql_knows(url: str) -> None:
         assert catalog.query(f"SELECT * FROM {name}").read_all().num_rows == 1
 
 
+def test_a_catalog_shows_the_columns_that_sql_knows(tmp_path: Path) -> None:
+    ctx = StreamContext(state=tmp_path / "db")
+    rows = stream_of(ctx, "rows")
+    rows.aggregate(HOSTILE, [f.count(lit(1)).alias("n")], name="totals").sink(MemorySink())
+    rows.window([HOSTILE], [f.count(lit(1)).alias("m")], 10_000, name="tens").sink(MemorySink())
+    ctx.run()
+    with statebackend.open_state(tmp_path / "db", pin=False) as catalog:
+        found = texts(shown(catalog))
+        for name, columns in (("totals:groups", f"{HOSTILE}, n"), ("tens", f"window_start_time, {HOSTILE}, m")):
+            assert found[found.index(f'state."{name}"') + 1] == columns
+            assert catalog.sql(f'SELECT * FROM state."{name}"').schema().names == columns.split(", ")
+
+
+def test_a_live_catalog_is_shown_before_the_first_checkpoint_and_after_the_end(tmp_path: Path) -> None:
+    with StateStore.open(tmp_path / "db") as store, statebackend.open_state(store) as live:
+        store.table(SPEC)
+        found = texts(shown(live))
+        assert "none yet" in found
+        assert found[found.index("columns") :].count(f"key, value {HOSTILE}") == 1
+    ctx = StreamContext()
+    stream_of(ctx, "rows").sink(MemorySink())
+    with ctx.register_state() as live:
+        ctx.run()
+        assert any("has ended" in text for text in texts(shown(live)))
+
+
 def test_a_table_of_a_catalog_shows_its_first_rows(url: str) -> None:
     with statebackend.open_state(url, pin=False) as catalog:
         assert texts(shown(catalog.table(HOSTILE)))[-2:] == [HOSTILE, HOSTILE]
