@@ -31,6 +31,7 @@ from statebackend import (
     StateCatalog,
     StateCheck,
     StoreSettings,
+    create_savepoint,
     open_backend,
     open_state,
 )
@@ -54,6 +55,8 @@ class StreamContext(Readers):
         worker_threads: threads that aggregate while the job reads; the number of cores, at most 4.
         upgrade: what became of operators that are not those of the state any more (see `JobMismatchError`).
         handle_signals: SIGINT and SIGTERM stop the job gracefully when it runs in the main thread.
+        stop_with_savepoint: a job that is stopped, by a signal or `Job.stop`, keeps its last checkpoint under this
+            name; ``state`` must be a URL or path.
         udafs: Python aggregate functions that windows use.
         clock: wall-clock time in seconds since the epoch, for the limit on future event times.
         hook: called with the name of each step of the checkpoint protocol, for tests.
@@ -72,6 +75,7 @@ class StreamContext(Readers):
         worker_threads: int | None = None,
         upgrade: Upgrade | None = None,
         handle_signals: bool = True,
+        stop_with_savepoint: str | None = None,
         udafs: Sequence[AggregateUDF] = (),
         clock: Callable[[], float] = time.time,
         hook: Hook | None = None,
@@ -89,6 +93,7 @@ class StreamContext(Readers):
         self._state = state
         self._store_settings = settings
         self._storage_options = storage_options
+        self._stop_with_savepoint = stop_with_savepoint
         self._live = LiveJob(name)
         threads = {} if worker_threads is None else {"worker_threads": worker_threads}
         self._settings = JobSettings(
@@ -225,6 +230,8 @@ class StreamContext(Readers):
             settings=self._settings,
             on_progress=on_progress,
             live=self._live,
+            keep_savepoint=self._keep_savepoint if isinstance(self._state, (str, os.PathLike)) else None,
+            savepoint=self._stop_with_savepoint,
         )
 
     def register_state(
@@ -278,6 +285,12 @@ class StreamContext(Readers):
                 options["storage_options"] = self._storage_options
             return open_backend(self._state, udafs=udafs, **options)
         return self._state
+
+    def _keep_savepoint(self, name: str, checkpoint_id: int) -> None:
+        assert isinstance(self._state, (str, os.PathLike))
+        create_savepoint(
+            os.fspath(self._state), name, checkpoint_id=checkpoint_id, storage_options=self._storage_options
+        )
 
     def _read(self, source: Source, words: tuple[str, ...], options: ReadOptions) -> DataStream:
         schema = source.schema

@@ -80,6 +80,8 @@ class Job:
 
     ``open_backend`` is called when the job starts, with a check of the state for before anybody is fenced; the job
     closes the backend it returns if ``owns_backend``. ``live``: through which its state is read while it runs.
+    ``keep_savepoint`` is called as ``keep_savepoint(name, checkpoint_id)`` once a job that was stopped with a savepoint
+    has closed its backend; None where the state knows none. ``savepoint``: the name, for a job that a signal stops.
     """
 
     def __init__(
@@ -92,7 +94,13 @@ class Job:
         settings: JobSettings,
         on_progress: ProgressCallback | None = None,
         live: LiveJob | None = None,
+        keep_savepoint: Callable[[str, int], None] | None = None,
+        savepoint: str | None = None,
     ) -> None:
+        self._keep_savepoint = keep_savepoint
+        self._savepoint: str | None = None
+        if savepoint is not None:
+            self._ask_for_savepoint(savepoint)
         self.name = name
         self._live = live or LiveJob(name)
         self._nodes = nodes
@@ -120,15 +128,21 @@ class Job:
         interrupts = Interrupts(self._stop)
         try:
             with interrupts.installed(enabled=self._settings.handle_signals):
-                return self._run(interrupts)
+                return self._keep(self._run(interrupts))
         except Exception as error:
             # DataFusion turns a KeyboardInterrupt in a Python callback into a bare Exception.
             if interrupts.aborted or "KeyboardInterrupt" in str(error):
                 raise KeyboardInterrupt from error
             raise
 
-    def stop(self) -> None:
-        """End gracefully after the current batch, with a last checkpoint; from any thread."""
+    def stop(self, *, savepoint: str | None = None) -> None:
+        """End gracefully after the current batch, with a last checkpoint; from any thread.
+
+        ``savepoint``: keep that checkpoint under this name. `run` then raises `ValueError` if there is a savepoint
+        of the name already; the checkpoint is taken in any case. A job that comes to its end first keeps none.
+        """
+        if savepoint is not None:
+            self._ask_for_savepoint(savepoint)
         self._stop.set()
 
     def checkpoint(self) -> Future[Checkpoint]:
@@ -143,6 +157,19 @@ class Job:
             else:
                 self._requests.append(future)
             return future
+
+    def _ask_for_savepoint(self, name: str) -> None:
+        if self._keep_savepoint is None:
+            raise ValueError(f"savepoint {name!r}: only a job whose state has a URL (state=...) can keep one")
+        self._savepoint = name
+
+    def _keep(self, result: JobResult) -> JobResult:
+        """Keep the last checkpoint of a job that was stopped, if that was asked for; its backend is closed."""
+        if result.outcome is not JobOutcome.STOPPED or self._savepoint is None:
+            return result
+        assert self._keep_savepoint is not None
+        self._keep_savepoint(self._savepoint, result.checkpoints[-1].checkpoint_id)
+        return replace(result, savepoint=self._savepoint)
 
     # -- one run
 

@@ -69,7 +69,10 @@ class JobOutcome(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobResult:
-    """What a run did. ``restored_from`` is the checkpoint id, ``restored_positions`` are by source id."""
+    """What a run did. ``restored_from`` is the checkpoint id, ``restored_positions`` are by source id.
+
+    ``savepoint``: under which name a job that was stopped kept its last checkpoint, if that was asked for.
+    """
 
     outcome: JobOutcome
     seconds: float
@@ -79,6 +82,7 @@ class JobResult:
     failed_checkpoints: int
     restored_from: int | None
     restored_positions: Mapping[str, Any]
+    savepoint: str | None = None
 
     @property
     def late_rows(self) -> int:

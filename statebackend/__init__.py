@@ -79,6 +79,7 @@ from statebackend.import_rows import Imported, NewTable, import_table, rows_of_f
 from statebackend.keys import rows_equal
 from statebackend.kv import KeyValueStore, open_kv
 from statebackend.lsm_backend import backend_names, open_backend
+from statebackend.maintenance import create_savepoint
 from statebackend.memory_backend import MemoryStateBackend, MemoryStateSpace
 from statebackend.memory_budget import MemoryBudget
 from statebackend.metrics import BackgroundStatus, StoreMetrics, TableMetrics, TaskState
@@ -147,6 +148,7 @@ __all__ = [
     "add_storage_option",
     "backend_names",
     "clone",
+    "create_savepoint",
     "export_state",
     "import_table",
     "markup",

@@ -59,6 +59,11 @@ def add_sql(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     sql.add_argument(
         "--rows", type=_positive, default=20, metavar="N", help="rows to show of each batch of a SELECT (default 20)"
     )
+    sql.add_argument(
+        "--stop-with-savepoint",
+        metavar="NAME",
+        help="when a signal (TERM, or Ctrl-C) stops the job, keep its last checkpoint under this name, and exit with 0",
+    )
     sql.set_defaults(run=_run)
 
 
@@ -73,7 +78,11 @@ def _run(args: argparse.Namespace) -> ExitCode:
         storage_options=options,
         checkpoint_interval_s=args.checkpoint_interval,
         rows=args.rows,
+        stop_with_savepoint=args.stop_with_savepoint,
     )
+    if settings.stop_with_savepoint is not None and settings.state is None:
+        sys.stderr.write("error: --stop-with-savepoint needs --state URL\n")
+        return ExitCode.USAGE
     if args.file is None and sys.stdin.isatty():
         return _shell(settings)
     return run_sql(_script(args.file), settings)

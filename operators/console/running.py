@@ -29,11 +29,16 @@ class SqlSettings:
     storage_options: Mapping[str, Any] | None = None
     checkpoint_interval_s: float = 1.0
     rows: int = 20
+    stop_with_savepoint: str | None = None
 
     def context(self, state: str | None) -> StreamContext:
         """A job to be built, with its state here."""
         return StreamContext(
-            _JOB, state=state, checkpoint_interval=self.checkpoint_interval_s, storage_options=self.storage_options
+            _JOB,
+            state=state,
+            checkpoint_interval=self.checkpoint_interval_s,
+            storage_options=self.storage_options,
+            stop_with_savepoint=self.stop_with_savepoint,
         )
 
 
@@ -61,6 +66,9 @@ def run_answers(context: StreamContext, answers: Sequence[Answer], settings: Sql
         result = context.run(on_progress)
     console.print(figures(result), soft_wrap=True)
     if result.outcome is JobOutcome.FINISHED:
+        return ExitCode.DONE
+    if result.savepoint is not None:
+        console.print(f"stopped; its state is kept as the savepoint {result.savepoint!r}", soft_wrap=True)
         return ExitCode.DONE
     kept = "" if settings.state is None else "; the same command goes on from there"
     console.print(f"stopped{kept}", soft_wrap=True)

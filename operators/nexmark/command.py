@@ -100,6 +100,17 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         metavar="N",
         help="send SIGKILL to this process when N events have passed (a run that is restored beyond them goes on)",
     )
+    run.add_argument(
+        "--stop-with-savepoint",
+        metavar="NAME",
+        help="when a signal (TERM, or Ctrl-C) stops the run, keep its last checkpoint under this name, and exit with 0",
+    )
+    run.add_argument(
+        "--events-per-second",
+        type=positive,
+        metavar="N",
+        help="read no more than so many events of all kinds a second (default: as fast as it goes)",
+    )
     run.set_defaults(run=_run)
 
 
@@ -116,6 +127,8 @@ def _run(args: argparse.Namespace) -> ExitCode:
             batch_rows=args.batch_rows,
             parallelism=args.parallelism,
             kill_after_events=args.kill_after_events,
+            stop_with_savepoint=args.stop_with_savepoint,
+            events_per_second=args.events_per_second,
         ),
     )
     console = Console(stderr=True, highlight=False)
@@ -125,10 +138,12 @@ def _run(args: argparse.Namespace) -> ExitCode:
     figures = f"event {report.events:,} after {report.seconds:.1f} s, {report.events_per_second:,.0f} events/s{begun}"
     console.print(f"{args.query}: {figures}; {report.rows_out:,} rows published", soft_wrap=True)
     if outcome is JobOutcome.STOPPED:
-        console.print("stopped; the same command goes on from there", soft_wrap=True)
+        kept = "" if args.stop_with_savepoint is None else f" its state is the savepoint {args.stop_with_savepoint!r};"
+        console.print(f"stopped;{kept} the same command goes on from there", soft_wrap=True)
     sys.stdout.write(report.line() + "\n")
     sys.stdout.flush()
-    return ExitCode.DONE if outcome is JobOutcome.FINISHED else ExitCode.INTERRUPTED
+    done = outcome is JobOutcome.FINISHED or args.stop_with_savepoint is not None
+    return ExitCode.DONE if done else ExitCode.INTERRUPTED
 
 
 def _list(_: argparse.Namespace) -> ExitCode:

@@ -25,6 +25,7 @@ __all__ = ["QueryRun", "RunReport", "RunSettings"]
 
 _ROLL_ROWS = 250_000
 _ROLL_S = 10.0
+_BATCHES_PER_S = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,7 @@ class RunSettings:
 
     ``input``, ``output``: paths or URLs of directories. ``checkpoint_events``, ``kill_after_events``: in events of
     all kinds, None for none. ``parallelism``: threads that work beside the one that reads; None for the default.
+    ``stop_with_savepoint``: as for `StreamContext`. ``events_per_second``: of all kinds, None for no limit.
     """
 
     input: str
@@ -44,6 +46,8 @@ class RunSettings:
     batch_rows: int = 65_536
     parallelism: int | None = None
     kill_after_events: int | None = None
+    stop_with_savepoint: str | None = None
+    events_per_second: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +94,8 @@ class QueryRun:
             kill=kill,
         )
         limits = [files.batch_events(settings.batch_rows), settings.checkpoint_events, settings.kill_after_events]
+        if settings.events_per_second is not None:  # which come in many small batches, not in a large one now and then
+            limits.append(max(1, settings.events_per_second // _BATCHES_PER_S))
         batch_events = min(limit for limit in limits if limit is not None)
         self.context = StreamContext(
             f"nexmark-{query.name}",
@@ -98,6 +104,7 @@ class QueryRun:
             checkpoint_trigger=self.counter.checkpoint_due,
             worker_threads=settings.parallelism,
             hook=self._on_step,
+            stop_with_savepoint=settings.stop_with_savepoint,
         )
         streams = {
             kind: self.context.from_source(
@@ -105,6 +112,7 @@ class QueryRun:
                 event_time=EVENT_TIME if EVENT_TIME in columns else None,
                 max_disorder=settings.watermark_delay_ms,
                 future_limit=None,
+                max_rows_per_second=files.rows_per_second(kind, settings.events_per_second),
                 name=kind,
             )
             for kind, columns in query.inputs.items()

@@ -61,6 +61,12 @@ class EventFiles:
         batch_rows = max(1, round(batch_events * self._rows[kind] / max(self.events, 1)))
         return EventSource(self.path(kind), kind, columns, counter=counter, batch_rows=batch_rows)
 
+    def rows_per_second(self, kind: Kind, events_per_second: float | None) -> float | None:
+        """Rows of one kind among so many events of all kinds a second; None for no limit."""
+        if events_per_second is None or not self._rows.get(kind):
+            return None
+        return events_per_second * self._rows[kind] / self.events
+
     def batch_events(self, batch_rows: int) -> int:
         """Events covered by a batch of so many rows of the most frequent kind."""
         return max(1, batch_rows * self.events // max(1, *self._rows.values()))

@@ -7,6 +7,7 @@ import decimal
 import gzip
 import json
 import math
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -188,3 +189,31 @@ def test_rolls_of_other_columns_are_refused(out: Path) -> None:
     publish(FLAT.select(["id"]), CsvSink(out, existing="append"))
     with pytest.raises(SchemaError, match=r"(?s)out published the columns.*but out published"):
         read_published(out)
+
+
+# --- how much memory a sink takes --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_a_sink_that_is_full_holds_back_the_sources(tmp_path: Path, slow: bool) -> None:
+    batch = pa.record_batch({"id": range(1000)})
+    limit = 5 * batch.nbytes
+    sink = ParquetSink(tmp_path, memory_bytes=limit)
+    held: list[int] = []
+    reading = threading.Event()
+
+    def look(step: str) -> None:
+        if step == "poll":
+            staging = sum(b.nbytes for roll in sink._unpublished.values() for b in roll.batches or ())
+            held.append(sink._chunk_bytes + sink._pending.bytes + staging)
+            reading.set()
+        elif step == "stage" and slow:
+            reading.clear()
+            reading.wait(0.01)  # as long as the job reads on
+
+    context = StreamContext(checkpoint_interval=None, hook=look)
+    context.from_batches([batch] * 100).sink(sink, name="out")
+    result = context.run()
+    assert sink.published().num_rows == 100_000
+    assert 10 <= len(result.checkpoints) <= 25
+    assert limit / 2 <= max(held) <= 2 * limit + batch.nbytes

@@ -39,6 +39,7 @@ from statebackend import (
     StorageUnavailableError,
     StoreSettings,
     open_backend,
+    open_checkpoint,
 )
 from statebackend.inspect import read_store
 from tests.support.streams import Ledger, LedgerSink, as_multiset, cut, events, one_shot
@@ -824,6 +825,37 @@ def test_the_first_signal_stops_gracefully_and_the_job_goes_on_later(number: sig
     assert outcomes == [JobOutcome.STOPPED, JobOutcome.FINISHED]
     assert as_multiset(ledger.table()) == expected_rows(table)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+
+
+def test_a_job_that_is_stopped_keeps_its_last_checkpoint_as_a_savepoint(tmp_path: Path) -> None:
+    table = events(6, 300)
+    state = tmp_path / "state"
+
+    def read(start: int) -> Iterator[pa.RecordBatch]:
+        for number, batch in enumerate(cut(table, 6)[start:]):
+            if number == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    context = StreamContext(state=state, checkpoint_interval=None, stop_with_savepoint="evening")
+    pipeline(context, read, table.schema, Ledger())
+    result = context.run()
+    assert (result.outcome, result.savepoint) == (JobOutcome.STOPPED, "evening")
+    with open_checkpoint(state, savepoint="evening") as kept:
+        assert kept.checkpoint.checkpoint_id == result.checkpoints[-1].checkpoint_id
+    again = StreamContext(state=state, checkpoint_interval=None, stop_with_savepoint="evening")
+    pipeline(again, read, table.schema, Ledger())
+    with pytest.raises(ValueError, match="there is a savepoint 'evening' already"):
+        again.run()
+    last = StreamContext(state=state, checkpoint_interval=None)
+    pipeline(last, lambda: iter(cut(table, 6)), table.schema, Ledger())
+    job = last.job()
+    job.stop(savepoint="night")
+    assert job.run().savepoint == "night"
+    memory = StreamContext(stop_with_savepoint="never")
+    pipeline(memory, read, table.schema, Ledger())
+    with pytest.raises(ValueError, match="only a job whose state has a URL"):
+        memory.job()
 
 
 def test_the_second_signal_aborts_without_a_checkpoint() -> None:
