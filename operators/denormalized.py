@@ -241,12 +241,15 @@ class DataStream:
         return self.print_plan()
 
     def sink_kafka(self, bootstrap_servers: str, topic: str) -> None:
-        """Run, sending every row as JSON to a topic of the context's transport."""
-        del bootstrap_servers
-        transport = self._context.transport
+        """Run, sending every row as JSON to a topic of Kafka, exactly once; see `operators.DataStream.write_kafka`.
+
+        With a transport of the context it is a topic of that, at least once.
+        """
+        transport, name = self._context.transport, f"topic-{topic}"
         if transport is None:
-            raise ValueError("sink_kafka: give Context(transport=...)")
-        self._run(self._shown().sink(TopicSink(transport, topic), name=f"topic-{topic}"))
+            self._run(self._shown().write_kafka(topic, bootstrap_servers, name=name))
+        else:
+            self._run(self._shown().sink(TopicSink(transport, topic), name=name))
 
     def sink(self, func: Callable[[pa.RecordBatch], Any]) -> None:
         """Run, calling a function with every batch as soon as it is there."""

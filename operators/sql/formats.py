@@ -139,7 +139,8 @@ def _kafka(place: Place, options: Options) -> Source:
     return KafkaSource(
         [topic.strip() for topic in place.location.split(",")],
         servers,
-        format=options.word("format", ("json", "csv", "raw", "text"), "json"),
+        format=options.word("format", ("json", "csv", "avro", "raw", "text"), "json"),
+        schema_registry=options.text("schema_registry", None),
         schema=values,
         metadata=metadata,
         start=options.word("start", ("earliest", "latest"), "earliest"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 from collections import Counter
-from datetime import UTC
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +69,10 @@ def test_the_aggregate_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed.count("| state") == 2
 
 
-def test_the_aggregate_example_runs_on_kafka_and_goes_on_where_it_was(kafka: KafkaBroker, tmp_path: Path) -> None:
-    topic = kafka.create_topic(partitions=2)
-    rows: list[dict[str, Any]] = []
+def test_the_aggregate_example_runs_from_kafka_to_kafka_and_goes_on_where_it_was(
+    kafka: KafkaBroker, tmp_path: Path
+) -> None:
+    topic, out = kafka.create_topic(partitions=2), kafka.create_topic()
 
     def send(first: int, rows: int) -> None:
         for partition in range(2):
@@ -79,25 +80,33 @@ def test_the_aggregate_example_runs_on_kafka_and_goes_on_where_it_was(kafka: Kaf
             sent = [{"occurred_at_ms": t, "sensor_name": f"s{partition}", "reading": 1.0} for t in times]
             kafka.produce(topic, sent, partition=partition)
 
-    def run(expected: int) -> None:
-        ctx = Context(str(tmp_path / "state"), checkpoint_interval=0.05)
+    def found() -> list[dict[str, Any]]:
+        return [json.loads(record.value()) for record in kafka.records(out)]
+
+    def run_until(rows: int) -> None:
+        def stop() -> None:
+            while len(found()) < rows and not ended.wait(0.05):
+                pass
+            os.kill(os.getpid(), signal.SIGINT)
+
+        ended = threading.Event()
+        watcher = threading.Thread(target=stop)
+        watcher.start()
+        ctx = Context(str(tmp_path / "state"), checkpoint_interval=0.1)
         ds = ctx.from_topic(topic, SAMPLE, kafka.servers, "occurred_at_ms", f"group-{topic}")
         windows = ds.window([col("sensor_name")], [f.count(col("reading")).alias("count")], 1000, None)
-
-        def take(batch: pa.RecordBatch) -> None:
-            rows.extend(batch.to_pylist())
-            if len(rows) >= expected:
-                os.kill(os.getpid(), signal.SIGINT)
-
-        windows.sink(take)
+        try:
+            windows.sink_kafka(kafka.servers, out)
+        finally:
+            ended.set()
+            watcher.join()
 
     send(0, 50)
-    run(4)
+    run_until(4)
     send(2500, 50)
-    run(8)
-    found = Counter((r["window_start_time"].replace(tzinfo=UTC).timestamp(), r["sensor_name"]) for r in rows)
-    assert found == Counter({(second, f"s{partition}"): 1 for second in range(4) for partition in range(2)})
-    assert {r["count"] for r in rows} == {20}
+    run_until(8)
+    windows = Counter((str(r["window_start_time"])[17:19], r["sensor_name"], r["count"]) for r in found())
+    assert windows == Counter({(f"{second:02}", f"s{p}", 20): 1 for second in range(4) for p in range(2)})
 
 
 def test_the_join_example_runs() -> None:
