@@ -36,6 +36,8 @@ DISORDER_MS = 400
 SOURCE = "events"
 KAFKA = "kafka:"
 """What a source begins with that is a topic: ``kafka:SERVERS/TOPIC``."""
+SOON = {"reconnect.backoff.ms": 10, "reconnect.backoff.max.ms": 100}
+"""How long a client of a broker that comes and goes in a test waits before it tries again."""
 _DEADLINE_S = 60.0
 
 
@@ -108,12 +110,22 @@ def keyed(stream: DataStream, output: str) -> None:
     stream.top_n(2, "s", order, window=3_000, with_rank="place", name="top").write_parquet(f"{output}/top")
 
 
+def topic(stream: DataStream, output: str) -> None:
+    """Windows into a topic: ``output`` is ``kafka:SERVERS/TOPIC``."""
+    servers, _, name = output.removeprefix(KAFKA).rpartition("/")
+    aggregates = [f.count(lit(1)).alias("n"), f.sum(col("v")).alias("total"), f.max(col("s")).alias("greatest")]
+    stream.window(["k", "j"], aggregates, 2_000, name="w").write_kafka(
+        name, servers, key=["k", "j"], timestamp="window_end_time", name="out", options=SOON
+    )
+
+
 PIPELINES: Mapping[str, Callable[[DataStream, str], None]] = {
     "tumbling": tumbling,
     "sliding": sliding,
     "both": both,
     "joins": joins,
     "keyed": keyed,
+    "topic": topic,
 }
 
 
@@ -122,7 +134,7 @@ class PacedTopic(KafkaSource):
 
     def __init__(self, place: str, batch_rows: int, wait_s: float) -> None:
         servers, _, topic = place.removeprefix(KAFKA).rpartition("/")
-        options = {"fetch.wait.max.ms": 10, "reconnect.backoff.ms": 10, "reconnect.backoff.max.ms": 100}
+        options = {"fetch.wait.max.ms": 10, **SOON}
         schema = events(0, 1).schema
         super().__init__(topic, servers, schema=schema, end="latest", batch_rows=batch_rows, options=options)
         self._wait_s = wait_s

@@ -315,6 +315,45 @@ def keep(directory: Path, classpath: str) -> None:
         broker.kill()
 
 
+class OwnBroker:
+    """A broker of one test, which it may kill and start again; its data and addresses stay."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._classpath = _classpath()
+        directory.mkdir(parents=True)
+        plain, gate_target, gate, sasl, controller = _free_ports(5)
+        self._port = plain
+        self._properties = directory / "server.properties"
+        self._properties.write_text(_properties(directory / "data", plain, gate_target, gate, sasl, controller))
+        _format(directory / "data", self._classpath)
+        self._process: subprocess.Popen[bytes] | None = None
+        servers = f"127.0.0.1:{plain}"
+        self.broker = KafkaBroker(servers, servers, gate_target, f"127.0.0.1:{sasl}", str(directory))
+
+    def start(self) -> None:
+        command = [_java(), *_JVM, "-cp", self._classpath, "kafka.Kafka", str(self._properties)]
+        with (self._directory / "broker.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command, preexec_fn=_end_with_parent, env=_environment(self._directory), stdout=log, stderr=log
+            )
+        _wait_for_port(self._port, self._process)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def __enter__(self) -> OwnBroker:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
 _JVM = (
     "-Xms64m",
     "-Xmx384m",
