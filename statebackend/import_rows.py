@@ -225,8 +225,8 @@ def _conformed(rows: pa.Table, spec: TableSpec) -> pa.Table:
     wanted, given = spec.schema.names, rows.column_names
     if sorted(wanted) != sorted(given):
         hint = ""
-        if spec.kind is TableKind.AGGREGATE:
-            hint = "; an aggregate table takes partial states, as export --raw writes them"
+        if spec.aggregation is not None:
+            hint = "; a table of states takes states, as export --raw writes them"
         raise SchemaMismatchError(f"table {spec.name!r} has the columns {wanted}, the rows have {given}{hint}")
     columns = []
     for field in spec.schema:

@@ -29,7 +29,7 @@ import pyarrow as pa
 from statebackend.errors import SchemaMismatchError
 from statebackend.keys import canonical_schema
 from statebackend.state_changes import state_changes
-from statebackend.tables import SchemaChanges, TableKind, TableSpec
+from statebackend.tables import SchemaChanges, TableSpec
 
 __all__ = ["SchemaHistory", "SchemaVersion"]
 
@@ -177,8 +177,10 @@ class _Evolution:
             old, new = getattr(self.known, name), getattr(self.wanted, name)
             if old != new:
                 raise _RefusedError(f"the {name} {old.value!r} of a table cannot change to {new.value!r}")
+        if (self.known.aggregation is None) != (self.wanted.aggregation is None):
+            raise _RefusedError("rows that are states of an aggregation and rows that are not have other meanings")
         empty: Mapping[str, Any] = {}
-        if self.known.kind is TableKind.AGGREGATE:
+        if self.known.aggregation is not None:
             found, empty = self._match_states()
         else:
             found = self._match()
@@ -202,7 +204,7 @@ class _Evolution:
         return SchemaHistory((*self.history.versions, version))
 
     def _match_states(self) -> tuple[list[int | None], Mapping[str, Any]]:
-        """The id of every wanted column of an aggregate table, and what older states hold in new ones."""
+        """The id of every wanted column of a table of states, and what older states hold in new ones."""
         try:
             changes = state_changes(self.known, self.wanted, _widens)
         except ValueError as error:

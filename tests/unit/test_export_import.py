@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,23 @@ def test_partial_states_go_out_and_come_back(tmp_path: Path) -> None:
     finalised = str(tmp_path / "final")
     assert main(["export", str(tmp_path / "state"), finalised, "--table", "totals"]) == 0
     assert main(["import", str(tmp_path / "state"), "totals", f"{finalised}/tables/totals.parquet"]) == 1
+
+
+def test_whole_states_go_out_and_come_back_and_results_are_no_states(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = replace(TOTALS, name="whole", kind=TableKind.UPSERT)
+    with StateStore.open(tmp_path / "state", NO_MERGES) as store:
+        for states in GROUPS.partial([pa.record_batch({"k": ["a", "a", None], "v": [1, 2, 9]})]):
+            store.table(whole).write(states)
+        store.checkpoint(JOB).result()
+    before = rows(tmp_path / "state", "SELECT * FROM state.whole ORDER BY k")
+    for flags, code in (([], 1), (["--raw"], 0)):
+        out = tmp_path / f"out{code}"
+        assert main(["export", str(tmp_path / "state"), str(out), *flags]) == 0
+        assert main(["import", str(tmp_path / "state"), "whole", str(out / "tables" / "whole.parquet")]) == code
+    assert "a table of states takes states, as export --raw writes them" in capsys.readouterr().err
+    assert rows(tmp_path / "state", "SELECT * FROM state.whole ORDER BY k") == before
 
 
 def test_an_import_is_one_checkpoint_that_keeps_the_positions_and_fences_the_owner(tmp_path: Path) -> None:

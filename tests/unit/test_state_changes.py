@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,9 @@ def compiled(schema: pa.Schema, aggregates: Sequence[Expr]) -> Aggregation:
     return Aggregation.compile(schema, [col("k")], aggregates)
 
 
-def spec_of(aggregation: Aggregation, **changes: Any) -> TableSpec:
+def spec_of(aggregation: Aggregation, kind: TableKind = TableKind.AGGREGATE, **changes: Any) -> TableSpec:
     return TableSpec(
-        name="groups", schema=aggregation.merger.state_schema, key=("k",), kind=TableKind.AGGREGATE,
+        name="groups", schema=aggregation.merger.state_schema, key=("k",), kind=kind,
         aggregation=aggregation.declaration, changes=SchemaChanges(**changes) if changes else None,
     )  # fmt: skip
 
@@ -67,7 +68,8 @@ def write(
         for states in aggregation.partial([batch]):
             table.write(states)
         backend.checkpoint(JobState()).result()
-        results = aggregation.merger.final(table.scan(merged=False))
+        partial = table.spec.kind is TableKind.AGGREGATE
+        results = aggregation.merger.final(table.scan(merged=not partial))
         return sorted((row for batch in results for row in batch.to_pylist()), key=lambda row: row["k"])
     finally:
         backend.close()
@@ -125,6 +127,19 @@ def test_states_that_would_be_read_as_others_are_refused_and_the_table_stays(reo
     with pytest.raises(SchemaMismatchError, match=reason):
         write(reopen, SMALL, aggregates, [(1, 2, 2.0)])
     assert write(reopen, SMALL, [OLD[1]], [(1, 6, 1.0)]) == [{"k": 1, "low": 5}]
+
+
+def test_whole_states_go_on_as_partial_ones_do(reopen: Open) -> None:
+    low, high, total = OLD[1], f.max(col("v")).alias("high"), f.sum(col("v")).alias("total")
+    write(reopen, SMALL, [low, high], [(1, 5, 1.0), (2, 7, 2.0)], kind=TableKind.UPSERT)
+    with pytest.raises(SchemaMismatchError, match=r"'low' was min\(int32\) and is max\(int32\)"):
+        write(reopen, SMALL, [high.alias("low")], [(1, 2, 2.0)], kind=TableKind.UPSERT, dropped=["high"])
+    rows = write(reopen, SMALL, [high, total, low], [(2, 1, 2.0)], kind=TableKind.UPSERT)
+    assert rows == [{"k": 1, "high": 5, "total": None, "low": 5}, {"k": 2, "high": 1, "total": 1, "low": 1}]
+    backend = reopen()
+    with pytest.raises(SchemaMismatchError, match="have other meanings"):
+        backend.table(replace(spec_of(compiled(SMALL, [low])), kind=TableKind.UPSERT, aggregation=None))
+    backend.close()
 
 
 def test_a_group_by_other_keys_is_refused(reopen: Open) -> None:
