@@ -2,7 +2,7 @@
 
 *Times.* Whether a predicate can be true of rows in a range of times is decided by Arrow, which simplifies it under the
 guarantee that the time lies there (`may_match`). That is sound, since the time is part of the key: all versions of a
-row have the same.
+row have the same. Ranges of keys of bytes in order ``key`` likewise.
 
 *Keys.* Where a predicate is only true of some values of the partition key (``key = 'x'``, also several, joined by AND
 and OR), the hashes of these values choose the blocks, and the filters of the files. The values are taken from the
@@ -18,7 +18,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -32,13 +32,16 @@ from statebackend.keys import canonicalise
 from statebackend.merge import HASH_COLUMN, TableLayout
 from statebackend.plan_surgery import read_wire
 from statebackend.sstable import SSTableMeta
+from statebackend.tables import TableOrder, TableSpec
 
 __all__ = ["Pruning", "key_values", "may_match"]
 
 _KEYS_MAX = 1000
 """Of more keys than this every block holds some."""
 
-Values = Mapping[str, frozenset[Any]]
+Hashes: TypeAlias = npt.NDArray[np.uint64]
+Times: TypeAlias = npt.NDArray[np.int64]
+Values: TypeAlias = Mapping[str, frozenset[Any]]
 """Of some columns the values that they can have; of the others nothing is known."""
 
 
@@ -50,29 +53,27 @@ class Pruning:
     None if any may; ``known``: what filters of files know of these keys, None if they know nothing.
     """
 
+    spec: TableSpec
     schema: pa.Schema
-    time_field: str | None
     predicate: pc.Expression
-    hashes: npt.NDArray[np.uint64] | None
-    known: npt.NDArray[np.uint64] | None
+    hashes: Hashes | None
+    known: Hashes | None
 
     @classmethod
     def of(cls, layout: TableLayout, predicate: pc.Expression) -> Pruning:
         """``predicate`` may name any column that readers of the table see."""
         keys = _partition_keys(layout, predicate)
         if keys is None:
-            return cls(layout.result_schema, layout.spec.time_field, predicate, None, None)
+            return cls(layout.spec, layout.result_schema, predicate, None, None)
         hashes = layout.hash_of(keys)
         probes = keys.append_column(HASH_COLUMN, pa.array(hashes))
-        known = layout.filter_hashes(probes)
-        return cls(layout.result_schema, layout.spec.time_field, predicate, np.unique(hashes), known)
+        return cls(layout.spec, layout.result_schema, predicate, np.unique(hashes), layout.filter_hashes(probes))
 
     def files(self, files: Sequence[SSTableMeta]) -> list[SSTableMeta]:
         """The files that may hold rows that match, by what the manifest says of them."""
         low, high = (np.array([getattr(f, name) for f in files], np.uint64) for name in ("hash_min", "hash_max"))
-        keep = self._hashes_within(low, high)
-        if self.time_field is not None:
-            keep &= may_match(self.predicate, self.schema, self.time_field, *_times(files))
+        first, last = (np.array([getattr(f, n) or 0 for f in files], np.int64) for n in ("time_min", "time_max"))
+        keep = self._ranges(low, high, first, last)
         return [file for file, wanted in zip(files, keep, strict=True) if wanted]
 
     def blocks(self, file: OpenFile) -> npt.NDArray[np.bool_]:
@@ -80,39 +81,38 @@ class Pruning:
         index = file.index
         if self.known is not None and file.filter is not None and not file.filter.may_hold(self.known).any():
             return np.zeros(len(index.entries), dtype=bool)
-        keep = self._hashes_within(index.hash_min, index.hash_max)
-        if self.time_field is not None:
-            keep &= may_match(self.predicate, self.schema, self.time_field, index.time_min, index.time_max)
-        return keep
+        return self._ranges(index.hash_min, index.hash_max, index.time_min, index.time_max)
 
-    def _hashes_within(self, low: npt.NDArray[np.uint64], high: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-        """Of which ranges, their ends included, some hash is in."""
-        if self.hashes is None:
-            return np.ones(len(low), dtype=bool)
-        return np.searchsorted(self.hashes, high, side="right") > np.searchsorted(self.hashes, low, side="left")
+    def _ranges(self, low: Hashes, high: Hashes, first: Times, last: Times) -> npt.NDArray[np.bool_]:
+        """Which ranges of hashes and times, their ends included, may hold rows that match."""
+        keep = np.ones(len(low), dtype=bool)
+        if self.hashes is not None:
+            keep = np.searchsorted(self.hashes, high, side="right") > np.searchsorted(self.hashes, low, side="left")
+        if self.spec.time_field is not None:
+            kind, time = self.schema.field(self.spec.time_field).type, pc.field(self.spec.time_field)
+            spans = zip(pa.array(first).cast(kind), pa.array(last).cast(kind), strict=True)
+            keep &= may_match(self.predicate, self.schema, [(time >= a) & (time <= b) for a, b in spans])
+        if self.spec.order is TableOrder.KEY and pa.types.is_binary(self.schema.field(self.spec.key[0]).type):
+            spans = zip(low.tolist(), high.tolist(), strict=True)
+            keep &= may_match(self.predicate, self.schema, [_prefixed(self.spec.key[0], a, b) for a, b in spans])
+        return keep
 
 
 def may_match(
-    predicate: pc.Expression,
-    schema: pa.Schema,
-    time_field: str,
-    low: npt.NDArray[np.int64],
-    high: npt.NDArray[np.int64],
+    predicate: pc.Expression, schema: pa.Schema, guarantees: Sequence[pc.Expression]
 ) -> npt.NDArray[np.bool_]:
-    """In which ranges of times, their ends included, the predicate may be true of some row.
+    """Under which of the guarantees, each of which holds for all rows of some set, the predicate may be true.
 
-    ``predicate`` may name any column of ``schema``. Nothing is in a range whose end is before its beginning.
+    ``predicate`` may name any column of ``schema``.
     """
-    kind, time = schema.field(time_field).type, pc.field(time_field)
     # Fragments of a dataset that is never read: Arrow drops those whose guarantee contradicts the predicate.
     form, nowhere = ds.IpcFileFormat(), LocalFileSystem()
     fragments = [
-        form.make_fragment(str(number), nowhere, partition_expression=(time >= first) & (time <= last))
-        for number, (first, last) in enumerate(zip(pa.array(low).cast(kind), pa.array(high).cast(kind), strict=True))
+        form.make_fragment(str(number), nowhere, partition_expression=holds) for number, holds in enumerate(guarantees)
     ]
-    ranges = ds.FileSystemDataset(fragments, schema, form, nowhere)
+    sets = ds.FileSystemDataset(fragments, schema, form, nowhere)
     keep = np.zeros(len(fragments), dtype=bool)
-    keep[[int(fragment.path) for fragment in ranges.get_fragments(predicate)]] = True
+    keep[[int(fragment.path) for fragment in sets.get_fragments(predicate)]] = True
     return keep
 
 
@@ -228,9 +228,11 @@ def _partition_keys(layout: TableLayout, predicate: pc.Expression) -> pa.RecordB
     return canonicalise(pa.RecordBatch.from_arrays(arrays, schema=schema))
 
 
-def _times(files: Sequence[SSTableMeta]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    low, high = ([getattr(f, name) or 0 for f in files] for name in ("time_min", "time_max"))
-    return np.array(low, np.int64), np.array(high, np.int64)
+def _prefixed(key: str, low: int, high: int) -> pc.Expression:
+    """What holds for keys of bytes whose first eight, as a number, lie in a range: shorter keys count as with zeros."""
+    at_least = pc.field(key) >= pa.scalar(low.to_bytes(8, "big").rstrip(b"\0"), pa.binary())
+    beyond = high + 1
+    return at_least if beyond >> 64 else at_least & (pc.field(key) < pa.scalar(beyond.to_bytes(8, "big"), pa.binary()))
 
 
 def _all(fields: Sequence[tuple[int, int | bytes]], number: int) -> list[bytes]:

@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from statebackend.catalog import open_state
+from statebackend.catalog import ReadMetrics, open_state
 from statebackend.cli_options import options_of_others, positive, storage_options, store_parser
+from statebackend.quantities import byte_size, counted
 
 __all__ = ["add_sql"]
 
@@ -33,7 +34,8 @@ def add_sql(commands: Any) -> None:
         parents=[store_parser(others=True)],
         help='ask a checkpoint with SQL: state."TABLE", state_at(...), state_diff(...), system.tables',
         description='Tables: state."TABLE" (finalised), raw."TABLE" (partial states), state_at(\'TABLE\', CHECKPOINT), '
-        "state_diff('TABLE', CHECKPOINT, CHECKPOINT), system.checkpoints, .tables, .files, .operators, .sources",
+        "state_diff('TABLE', CHECKPOINT, CHECKPOINT), system.checkpoints, .tables, .files, .compactions, "
+        ".health, .operators, .sources",
     )
     sql.add_argument("query", metavar="QUERY", nargs="?", default=_EXAMPLE, help=f"default: {_EXAMPLE}")
     which = sql.add_mutually_exclusive_group()
@@ -42,6 +44,7 @@ def add_sql(commands: Any) -> None:
     sql.add_argument("--format", choices=("table", "csv", "json"), default="table", help="json: one object per line")
     sql.add_argument("--rows", type=positive, default=100, metavar="N", help="rows of a table to show (default 100)")
     sql.add_argument("--no-pin", action="store_true", help="write nothing to the store, not even a lease")
+    sql.add_argument("--stats", action="store_true", help="say on standard error how much was read of how much")
     sql.set_defaults(run=_sql)
 
 
@@ -66,6 +69,15 @@ def _sql(args: argparse.Namespace) -> None:
             names = answer.schema.names
             for row in _rows(answer):
                 print(json.dumps(dict(zip(names, map(_plain, row), strict=True)), ensure_ascii=False))
+        if args.stats:
+            print(_told(catalog.reads), file=sys.stderr)
+
+
+def _told(reads: ReadMetrics) -> str:
+    chosen = f"{counted(reads.blocks_read, 'block')} ({byte_size(reads.read_bytes)})"
+    there = f"{reads.files_read} of {counted(reads.files, 'file')} ({byte_size(reads.stored_bytes)})"
+    fetched = f"{counted(reads.requests, 'request')} to the storage brought {byte_size(reads.fetched_bytes)}"
+    return f"read {chosen} in {there}; {fetched}"
 
 
 def _show(answer: pa.RecordBatchReader, rows_max: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import Any
 
 import duckdb
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -354,6 +356,12 @@ def test_keys_of_several_columns_and_of_order_key_are_pruned_too(tmp_path: Path)
         keys = [b"%08d" % i for i in range(2000)]
         store.table(by_key).write(pa.record_batch([keys, list(range(2000))], schema=by_key.schema))
         store.checkpoint(job(1)).result(10)
+    with statebackend.open_state(tmp_path / "db") as catalog:
+        between = "key >= arrow_cast('00000700', 'Binary') AND key < arrow_cast('00000710', 'Binary')"
+        assert pylist(catalog, f"SELECT count(*) AS c, min(value) AS v FROM state.kv WHERE {between}") == [
+            {"c": 10, "v": 700}
+        ]
+        assert catalog.reads.blocks_read <= 3
     for query, found in (
         (f"SELECT price FROM {QUOTED} WHERE id = 700 AND item = 'i0'", 700.0),
         (f"SELECT price FROM {QUOTED} WHERE id IS NULL AND item = 'i0'", -1.0),
@@ -412,6 +420,35 @@ def test_a_state_much_larger_than_the_memory_goes_through_a_query_piece_by_piece
     with statebackend.open_state(tmp_path / "db", cache_bytes=1 << 20, memory_bytes=20 << 20) as catalog:
         ordered = catalog.sql("SELECT k, v FROM state.t ORDER BY v").execute_stream()
         assert sum(batch.to_pyarrow().num_rows for batch in ordered) == rows
+
+
+def test_polars_and_pandas_read_a_table_a_query_and_a_frame_as_an_arrow_stream(url: str) -> None:
+    query = f"SELECT id, item, price FROM {QUOTED} WHERE id = 3"
+    with statebackend.open_state(url) as catalog:
+        for stream in (catalog.query(query), catalog.sql(query)):
+            assert pl.DataFrame(stream).rows() == [(3, "c", 3.5)]
+        assert pl.DataFrame(catalog.table(ORDERS.name)).filter(pl.col("id") == 3).rows() == [(3, "c", 3.5)]
+        frame = pa.RecordBatchReader.from_stream(catalog.table(ORDERS.name)).read_pandas()
+        assert frame["id"].sum() == 9
+        assert frame.shape == (4, 3)
+
+
+def test_an_arrow_stream_hands_over_the_very_buffers(tmp_path: Path) -> None:
+    with StateStore.open(tmp_path / "db", SETTINGS) as store:
+        store.table(ORDERS).write(orders(*((i, "a", float(i)) for i in range(1000))))
+        store.checkpoint(job(0)).result(10)
+    with statebackend.open_state(tmp_path / "db") as catalog:
+        relation = catalog.table(ORDERS.name)
+        made: list[pa.RecordBatch] = []
+
+        def kept(predicate: Any) -> Iterator[pa.RecordBatch]:
+            for batch in relation.open(predicate):
+                made.append(batch)
+                yield batch
+
+        taken = pl.DataFrame(replace(relation, open=kept))["price"].to_arrow(compat_level=pl.CompatLevel.newest())
+        assert len(made) == 1
+        assert taken.buffers()[1].address == made[0]["price"].buffers()[1].address
 
 
 def test_other_engines_read_a_table_as_an_arrow_stream(url: str) -> None:
@@ -609,6 +646,26 @@ def test_a_name_is_looked_up_and_never_executed(url: str, name: str) -> None:
             catalog.sql('SELECT * FROM state."' + name.replace('"', '""') + '"')
 
 
+ODD_NAMES = ['a "b"', "o'clock", "a.b.c", "two words", 'x"; DROP TABLE t; --', "ünïcode 表", "SELECT", "checkpoints"]
+
+
+def test_tables_of_any_name_are_asked_by_their_quoted_names(tmp_path: Path) -> None:
+    with StateStore.open(tmp_path / "db", SETTINGS) as store, statebackend.open_state(store) as live:
+        for step in range(2):
+            for number, name in enumerate(ODD_NAMES):
+                table = store.table(replace(ORDERS, name=name))
+                table.write(orders((number, "a", float(step))))
+            store.checkpoint(job(step)).result(10)
+        with statebackend.open_state(tmp_path / "db") as committed:
+            for number, name in enumerate(ODD_NAMES):
+                quoted, text = '"' + name.replace('"', '""') + '"', "'" + name.replace("'", "''") + "'"
+                for catalog in (live, committed):
+                    for source in (f"state.{quoted}", f"raw.{quoted}", f"state_at({text}, 2)"):
+                        assert pylist(catalog, f"SELECT id, price FROM {source}") == [{"id": number, "price": 1.0}]
+                    changed = pylist(catalog, f"SELECT id, old_price, op FROM state_diff({text}, 1, 2)")
+                    assert changed == [{"id": number, "old_price": 0.0, "op": "update"}]
+
+
 def test_queries_only_read(url: str, tmp_path: Path) -> None:
     target = tmp_path / "out.csv"
     with statebackend.open_state(url) as catalog:
@@ -687,6 +744,12 @@ def test_the_command_line_answers_in_three_formats(url: str, capsys: pytest.Capt
     assert "the first 1 rows" in out
     assert main(["sql", url]) == 0
     assert ORDERS.name in capsys.readouterr().out
+    assert main(["sql", url, f"{query.partition(' ORDER')[0]} AND item = 'c'", "--format", "csv", "--stats"]) == 0
+    out = capsys.readouterr()
+    assert out.out == "id,item,price\n3,c,3.5\n"
+    assert re.fullmatch(
+        r"read \d blocks? \(.*\) in \d of 3 files \(.*\); \d requests to the storage brought .*\n", out.err
+    )
 
 
 def test_the_command_line_says_in_one_line_what_is_wrong(url: str, capsys: pytest.CaptureFixture[str]) -> None:
