@@ -6,7 +6,8 @@ broker and ends it when nobody needs it any more. Who needs it holds a shared lo
 however a process ends: no broker outlives the tests, not even those that are killed.
 
 The broker listens at three addresses: a plain one, one behind a `Gate` that a test can close and open (the broker is
-down, for those who came through it), and one that asks for a password (`SASL_USER`, `SASL_PASSWORD`).
+down, for those who came through it), and one that asks for a password: `SASL_USER` may do everything, `SASL_GUEST` what
+no access list forbids; both have `SASL_PASSWORD`.
 
 `mock_cluster` is librdkafka's own imitation of a cluster: it starts in milliseconds, forgets everything when it ends,
 and cannot be administered.
@@ -38,7 +39,7 @@ ROOT = Path(__file__).resolve().parents[2]
 REQUIRED = "REQUIRE_KAFKA"
 """Environment variable: where it is set, tests that cannot start the broker fail instead of being skipped."""
 
-SASL_USER, SASL_PASSWORD = "app", "never-to-be-seen-in-a-message"
+SASL_USER, SASL_GUEST, SASL_PASSWORD = "app", "guest", "never-to-be-seen-in-a-message"
 
 _VERSIONS = ("4.3.1", "4.2.1", "4.1.1", "4.0.0")
 """Of the distribution; the first that can be fetched."""
@@ -149,6 +150,24 @@ class KafkaBroker:
             return sorted(found, key=lambda m: (m.partition(), m.offset()))
         finally:
             consumer.close()
+
+    def forbid(self, kind: str, name: str) -> None:
+        """`SASL_GUEST` may do nothing to a ``"group"`` or ``"topic"`` of this name."""
+        from confluent_kafka.admin import (
+            AclBinding,
+            AclOperation,
+            AclPermissionType,
+            ResourcePatternType,
+            ResourceType,
+        )
+
+        admin = self.admin()
+        binding = AclBinding(
+            ResourceType[kind.upper()], name, ResourcePatternType.LITERAL, f"User:{SASL_GUEST}", "*", AclOperation.ALL,
+            AclPermissionType.DENY,
+        )  # fmt: skip
+        for future in admin.create_acls([binding]).values():
+            future.result(30)
 
     @contextmanager
     def gate(self, *, opened: bool = True) -> Iterator[Gate]:
@@ -385,7 +404,11 @@ def _properties(data: Path, plain: int, gate_target: int, gate: int, sasl: int, 
         f"SASL://127.0.0.1:{sasl},CONTROLLER://127.0.0.1:{controller}",
         "advertised.listeners": f"PLAIN://127.0.0.1:{plain},GATED://127.0.0.1:{gate},SASL://127.0.0.1:{sasl}",
         "sasl.enabled.mechanisms": "PLAIN",
-        "listener.name.sasl.plain.sasl.jaas.config": f'{jaas} user_{SASL_USER}="{SASL_PASSWORD}";',
+        "listener.name.sasl.plain.sasl.jaas.config": f'{jaas} user_{SASL_USER}="{SASL_PASSWORD}" '
+        f'user_{SASL_GUEST}="{SASL_PASSWORD}";',
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "super.users": f"User:ANONYMOUS;User:{SASL_USER}",
+        "allow.everyone.if.no.acl.found": "true",
         "log.dirs": data,
         "auto.create.topics.enable": "false",
         "num.network.threads": 2,

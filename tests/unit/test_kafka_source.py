@@ -17,8 +17,9 @@ from operators import BadInputError, SchemaError, SourceChangedError, SourceUnav
 from operators.sinks import MemorySink
 from operators.sources import IDLE, KafkaSource, SourceBatch
 from operators.sources.kafka.position import KafkaPosition
+from operators.testing import check_source
 from statebackend import MemoryStateBackend, MemoryStateSpace
-from tests.support.kafka import SASL_PASSWORD, SASL_USER, KafkaBroker
+from tests.support.kafka import SASL_GUEST, SASL_PASSWORD, SASL_USER, KafkaBroker
 from tests.support.restarts import CrashError
 from tests.support.streams import Ledger, LedgerSink, as_multiset, one_shot
 
@@ -237,6 +238,12 @@ def test_a_group_is_told_what_is_committed_and_never_asked(kafka: KafkaBroker) -
         assert reading.rows_are(9).values == list(range(9))
         reading.source.committed(reading.position)
         reading.until(lambda: group.committed([TopicPartition(topic, 0)], 10)[0].offset == 9)
+    kafka.produce(topic, numbers(9))
+    context = StreamContext(checkpoint_interval=None)
+    bounded = source(kafka, topic, group_id=f"g-{topic}", end="latest")
+    context.from_source(bounded).sink(MemorySink())
+    context.run()
+    assert group.committed([TopicPartition(topic, 0)], 10)[0].offset == 10, "of its last checkpoint, too"
     group.close()
 
 
@@ -525,3 +532,30 @@ def test_a_password_lets_in_and_is_never_told(kafka: KafkaBroker, caplog: pytest
     told += [str(refused.value), repr(refused.value.__cause__), str(unknown.value), repr(unknown.value.__cause__)]
     told += [caplog.text]
     assert not [text for text in told if SASL_PASSWORD in text]
+
+
+def test_who_may_not_use_groups_reads_and_who_may_not_read_is_told(
+    kafka: KafkaBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    topic, closed = kafka.create_topic(), kafka.create_topic()
+    kafka.produce(topic, numbers(*range(5)))
+    kafka.forbid("group", f"g-{topic}")
+    kafka.forbid("topic", closed)
+    guest = {"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "PLAIN", "sasl.username": SASL_GUEST, **FAST}
+    guest["sasl.password"] = SASL_PASSWORD
+    with Reading(source(kafka, topic, kafka.sasl, options=guest, group_id=f"g-{topic}")) as reading:
+        assert reading.rows_are(5).values == list(range(5))
+        reading.source.committed(reading.position)
+        reading.until(lambda: "is not told positions: no right to it" in caplog.text)
+    with (
+        Reading(source(kafka, closed, kafka.sasl, options=guest)) as reading,
+        pytest.raises(SourceUnavailableError, match=r"refuses: .*[Aa]uthoriz"),
+    ):
+        reading.until()
+
+
+def test_a_source_keeps_what_sources_promise(kafka: KafkaBroker) -> None:
+    topic = kafka.create_topic(partitions=2)
+    for partition in range(2):
+        kafka.produce(topic, numbers(*range(30)), partition=partition)
+    assert check_source(lambda: source(kafka, topic, end="latest", batch_rows=8), places=3) == 60

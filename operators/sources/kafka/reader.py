@@ -11,7 +11,8 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from enum import Enum
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from operators.errors import BadInputError, SourceUnavailableError
 from operators.kafka import (
@@ -31,7 +32,7 @@ from operators.kafka import (
 from operators.sources.kafka.position import KafkaPosition, check_offset, check_topic, partition_of, split_of
 from operators.sources.kafka.records import Piece, RecordDecoder, Records
 
-__all__ = ["Assigned", "Ended", "Event", "KafkaReader", "ReadOptions"]
+__all__ = ["FINISHED", "Assigned", "Ended", "Event", "Finished", "KafkaReader", "ReadOptions"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ T = TypeVar("T")
 _CONSUME_S = 0.05
 """How long records are gathered into one batch at most."""
 _RETRY_S = 0.5
+_GROUP_REFUSED = "GROUP_AUTHORIZATION_FAILED"
 _TELL_S = 10.0
 """How often the log tells that nobody answers."""
 _ANSWER_S = 5.0
@@ -59,6 +61,7 @@ class ReadOptions:
     batch_records: int
     batch_bytes: int
     group_id: str
+    tells_group: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,16 @@ class Ended:
     split: str
 
 
-Event: TypeAlias = Assigned | Ended | Piece
+class Finished(Enum):
+    """Type of `FINISHED`."""
+
+    FINISHED = "finished"
+
+
+FINISHED: Literal[Finished.FINISHED] = Finished.FINISHED
+"""Every partition has ended."""
+
+Event: TypeAlias = Assigned | Ended | Piece | Literal[Finished.FINISHED]
 
 
 class KafkaReader:
@@ -111,6 +123,7 @@ class KafkaReader:
         self._told = 0.0
         self._said_down: str | None = None
         self._refused: str | None = None
+        self._group_refused = False
         self._bytes_each = max(1, options.batch_bytes // _FIRST_RECORDS)
 
     def stop(self) -> None:
@@ -126,7 +139,7 @@ class KafkaReader:
         self._commits = offsets
 
     def events(self) -> Generator[Event, None, None]:
-        """What happens, in order, until every partition has ended or `stop` is called."""
+        """What happens, in order: up to `FINISHED` once every partition has ended, or until `stop` is called."""
         options = self._options
         config = {
             "group.id": options.group_id,
@@ -138,6 +151,7 @@ class KafkaReader:
             # A full queue of the library is filled up again at once; the default leaves it alone for a second.
             "fetch.queue.backoff.ms": 10,
             "error_cb": self._on_error,
+            "on_commit": self._on_commit,
         }
         full = self._settings.config(config)
         self._consumer = make_client(self._settings, lambda: kafka().Consumer(full, logger=librdkafka_logger))
@@ -145,6 +159,12 @@ class KafkaReader:
             self._cluster = KafkaCluster(self._settings, self._stop, min(_ANSWER_S, options.unavailable_s))
             yield from self._assign(self._patiently(self._describe))
             yield from self._consume()
+            if not self._stop.is_set():
+                yield FINISHED
+            # The group is still to be told of the last checkpoint.
+            while not self._stop.wait(_CONSUME_S):
+                self._follow_requests()
+            self._follow_requests()
         except StoppedError:
             return
         finally:
@@ -208,6 +228,9 @@ class KafkaReader:
 
     def _met(self, message: Any) -> Iterable[Event]:
         """What an error in the place of a record means."""
+        if message.error().name() == _GROUP_REFUSED:
+            self._without_group()
+            return
         fault = fault_of(message.error())
         said = self._settings.redact(message.error().str())
         if fault is Fault.END:
@@ -323,13 +346,27 @@ class KafkaReader:
                 self._consumer.pause([self._at(split) for split in more])
             self._paused = frozenset(wanted)
         commits, self._commits = self._commits, None
-        if commits:
+        if commits and not self._group_refused:
             self._consumer.commit(offsets=[self._at(s, o) for s, o in commits.items()], asynchronous=True)
+
+    def _without_group(self) -> None:
+        """We may not use the group, which is of no consequence to what is read."""
+        if self._options.tells_group and not self._group_refused:
+            logger.warning("Kafka source: the group %r is not told positions: no right to it", self._options.group_id)
+        self._group_refused = True
+
+    def _on_commit(self, error: Any, _partitions: Sequence[Any]) -> None:
+        if error is not None:
+            said = self._settings.redact(error.str())
+            logger.warning("Kafka source: the group %r could not be told positions: %s", self._options.group_id, said)
 
     # -- nobody answers
 
     def _on_error(self, error: Any) -> None:
         """Told by the library, while it consumes."""
+        if error.name() == _GROUP_REFUSED:
+            self._without_group()
+            return
         fault = fault_of(error)
         if fault is Fault.REFUSED:
             self._refused = refusal(self._settings, self._settings.redact(error.str()))

@@ -20,7 +20,7 @@ from operators.kafka import KafkaSettings
 from operators.sources.base import IDLE, Idle, Position, SourceBatch
 from operators.sources.kafka.formats import format_of
 from operators.sources.kafka.position import KafkaPosition, partition_of, split_of
-from operators.sources.kafka.reader import Assigned, Ended, Event, KafkaReader, ReadOptions
+from operators.sources.kafka.reader import Assigned, Ended, Event, Finished, KafkaReader, ReadOptions
 from operators.sources.kafka.records import DEAD_LETTERS, METADATA, RecordDecoder, Tombstones
 from operators.sources.readahead import ReadAhead
 
@@ -115,7 +115,6 @@ class KafkaSource:
         if batch_rows < 1 or batch_bytes < 1:
             raise ValueError("batch_rows and batch_bytes must be at least 1")
         self._settings = KafkaSettings.of(bootstrap_servers, options, _RESERVED)
-        self._group_id = group_id
         self._options = ReadOptions(
             start=self._started(start),
             bounded=end is not None,
@@ -126,6 +125,7 @@ class KafkaSource:
             batch_records=batch_rows,
             batch_bytes=batch_bytes,
             group_id=group_id or "datafusion-statebackend",
+            tells_group=group_id is not None,
         )
         registry = SchemaRegistry(schema_registry) if isinstance(schema_registry, str) else schema_registry
         self._decoder = RecordDecoder(
@@ -143,6 +143,7 @@ class KafkaSource:
         self._paused: frozenset[str] = frozenset()
         self._held: dict[str, deque[Event]] = {}
         self._ready: deque[SourceBatch] = deque()
+        self._finished = False
 
     def __repr__(self) -> str:
         return f"KafkaSource({', '.join(self._topics)} at {self._settings.servers})"
@@ -170,6 +171,7 @@ class KafkaSource:
     def open(self, position: Position | None) -> None:
         """Start the thread; whatever is wrong shows when the source is polled."""
         self._held, self._ready, self._paused = {}, deque(), frozenset()
+        self._finished = False
         self._position = KafkaPosition.restored(position)
         self._offsets = dict(self._position.offsets)
         self._splits = frozenset(self._offsets) or frozenset(f"{topic}/?" for topic in self._topics)
@@ -183,11 +185,13 @@ class KafkaSource:
         while not self._ready:
             event = self._next_held()
             if event is None:
+                if self._finished:
+                    return IDLE if any(self._held.values()) else None
                 if not self._ahead.wait(_WAIT_S):
                     return IDLE
                 event = self._ahead.next()
                 if event is None:
-                    return None if not any(self._held.values()) else IDLE
+                    return None
                 if self._held_back(event):
                     continue
             self._ready.extend(self._apply(event))
@@ -201,7 +205,7 @@ class KafkaSource:
 
     def committed(self, position: Position) -> None:
         """A checkpoint with this position is committed: tell the group, if there is one."""
-        if self._group_id is not None and self._reader is not None:
+        if self._options.tells_group and self._reader is not None:
             self._reader.commit(KafkaPosition.restored(position).offsets)
 
     def close(self) -> None:
@@ -224,7 +228,7 @@ class KafkaSource:
 
     def _held_back(self, event: Event) -> bool:
         """Keep what comes of a paused partition, and what comes after it."""
-        if isinstance(event, Assigned):
+        if isinstance(event, Assigned | Finished):
             return False
         split = event.split if isinstance(event, Ended) else split_of(event.topic, event.partition)
         if split not in self._paused and not self._held.get(split):
@@ -234,6 +238,9 @@ class KafkaSource:
 
     def _apply(self, event: Event) -> list[SourceBatch]:
         """The batches of an event; one without rows carries a position that is new."""
+        if isinstance(event, Finished):
+            self._finished = True
+            return []
         if isinstance(event, Ended):
             self._splits -= {event.split}
             return []
