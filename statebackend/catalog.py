@@ -7,6 +7,7 @@ open in this process (see ``catalog_states.py``), and shows it to DataFusion::
     raw."TABLE"       of an aggregate table the partial states as they were written, several per key maybe
     state_at('TABLE', CHECKPOINT)              the same table at a kept checkpoint, or savepoint
     state_diff('TABLE', CHECKPOINT, CHECKPOINT)   what changed in it between two
+    NAME."TABLE"      of another store, attached under that name: a branch beside the store that it came from
     system.checkpoints, .tables, .files, .compactions, .health, .operators, .sources     what the store knows of itself
 
 System tables have a schema of their own, for a job may well call a table ``files`` or ``checkpoints``. In ``state``
@@ -129,7 +130,7 @@ def open_state(
     else:
         states = LiveStates(source, opened, cache_bytes)
     try:
-        return StateCatalog(states, dict(udafs or {}), memory_bytes, session)
+        return StateCatalog(states, dict(udafs or {}), memory_bytes, session, opened)
     except BaseException:
         states.close()
         raise
@@ -163,9 +164,12 @@ class StateCatalog:
         states: States,
         udafs: Mapping[str, AggregateUDF],
         memory_bytes: int,
-        session: SessionContext | None = None,
+        session: SessionContext | None,
+        opened: Callable[..., CheckpointReader],
     ) -> None:
         self._states = states
+        self._opened = opened
+        self._attached: dict[str, CheckpointReader] = {}
         self._count = ReadCount()
         self._range_bytes = max(_RANGE_BYTES_MIN, min(SWEEP_BYTES, memory_bytes // 32))
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="statestore-catalog")
@@ -270,7 +274,7 @@ class StateCatalog:
         Raises ``KeyError`` when there is no such table, `CheckpointNotFoundError`, and `SchemaMismatchError` or
         `UnsupportedAggregateError` when its states cannot be finalised here.
         """
-        shown: Moment = self._states.now() if at is None else self._states.at(at)
+        shown: Moment = self._states.now() if at is None else self._at(at)
         return self._table_of(shown, name)
 
     def moment(self, *names: str) -> dict[str, Relation]:
@@ -286,9 +290,35 @@ class StateCatalog:
             return self._table_of(shown, name)
         return self._relation(table.spec.schema, partial(self._sweep, table, raw=True))
 
+    def attach(
+        self,
+        name: str,
+        url: str | os.PathLike[str],
+        checkpoint_id: int | None = None,
+        *,
+        savepoint: str | None = None,
+        storage_options: Options = None,
+        root_options: RootOptions = None,
+    ) -> None:
+        """Show a checkpoint of another store as the schema ``name``: a branch beside the store that it came from.
+
+        Its tables are ``name."TABLE"``, and ``name`` is a checkpoint for `state_at` and `state_diff` (where it comes
+        before a savepoint of that name). Options as in `open_checkpoint`; the checkpoint is pinned as this one is.
+
+        Raises ``ValueError`` when the session has such a schema already, `CheckpointNotFoundError`.
+        """
+        if name in self._context.catalog().names():
+            raise ValueError(f"attach: there is a schema {name!r} already")
+        location = StoreLocation(url=os.fspath(url), storage_options=storage_options, root_options=root_options)
+        reader = self._opened(location, checkpoint_id, savepoint=savepoint)
+        self._attached[name] = reader
+        names = frozenset(reader.tables)
+        provide = partial(self._provide, partial(self._table_of, reader))
+        self._context.catalog().register_schema(name, _Schema(lambda: names, provide))
+
     def diff(self, name: str, before: At, after: At) -> Relation:
-        """What changed in a table between two checkpoints; see `StateDiff` for columns and errors."""
-        diff = StateDiff.of(name, self._states.at(before), self._states.at(after))
+        """What changed in a table between two checkpoints, attached ones among them; see `StateDiff`."""
+        diff = StateDiff.of(name, self._at(before), self._at(after))
         return self._relation(diff.schema, lambda _: diff.rows(), inline=diff.inline)
 
     def close(self) -> None:
@@ -298,6 +328,8 @@ class StateCatalog:
         """
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._spool.cleanup()
+        for reader in self._attached.values():
+            reader.close()
         self._states.close()
 
     def __enter__(self) -> StateCatalog:
@@ -313,6 +345,10 @@ class StateCatalog:
             return display.no_catalog(error)
         columns = {name: _columns(spec) for name, spec in shown.tables.items()}
         return display.catalog(shown.manifest.checkpoint, shown.url, shown.manifest, columns, SYSTEM_TABLES)
+
+    def _at(self, at: At) -> CheckpointReader:
+        reader = self._attached.get(at) if isinstance(at, str) else None
+        return self._states.at(at) if reader is None else reader
 
     def _names(self) -> frozenset[str]:
         return frozenset(self._states.now().tables)

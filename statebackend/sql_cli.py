@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from statebackend.catalog import ReadMetrics, open_state
+from statebackend.catalog import ReadMetrics, StateCatalog, open_state
 from statebackend.cli_options import options_of_others, positive, storage_options, store_parser
+from statebackend.objectstore_roots import options_of_root
 from statebackend.quantities import byte_size, counted
 
 __all__ = ["add_sql"]
@@ -41,6 +42,11 @@ def add_sql(commands: Any) -> None:
     which = sql.add_mutually_exclusive_group()
     which.add_argument("--checkpoint", type=int, metavar="ID", help="a retained checkpoint (default: the newest)")
     which.add_argument("--savepoint", metavar="NAME")
+    sql.add_argument(
+        "--attach", action="append", default=[], metavar="NAME[@ID]=URL",
+        help="another store, such as a branch of this one, as the schema NAME and as a checkpoint for state_diff "
+        "(ID: a retained checkpoint of it)",
+    )  # fmt: skip
     sql.add_argument("--format", choices=("table", "csv", "json"), default="table", help="json: one object per line")
     sql.add_argument("--rows", type=positive, default=100, metavar="N", help="rows of a table to show (default 100)")
     sql.add_argument("--no-pin", action="store_true", help="write nothing to the store, not even a lease")
@@ -57,6 +63,8 @@ def _sql(args: argparse.Namespace) -> None:
         storage_options=storage_options(args),
         root_options=options_of_others(args),
     ) as catalog:
+        for text in args.attach:
+            _attach(catalog, args, text)
         answer = catalog.query(args.query)
         if args.format == "table":
             _show(answer, args.rows)
@@ -78,6 +86,16 @@ def _told(reads: ReadMetrics) -> str:
     there = f"{reads.files_read} of {counted(reads.files, 'file')} ({byte_size(reads.stored_bytes)})"
     fetched = f"{counted(reads.requests, 'request')} to the storage brought {byte_size(reads.fetched_bytes)}"
     return f"read {chosen} in {there}; {fetched}"
+
+
+def _attach(catalog: StateCatalog, args: argparse.Namespace, text: str) -> None:
+    which, equals, url = text.partition("=")
+    name, at, checkpoint = which.partition("@")
+    if not (name and equals and url) or (at and not checkpoint.isdigit()):
+        raise ValueError(f"--attach {text!r}: expected NAME=URL or NAME@ID=URL")
+    others = options_of_others(args)
+    options = options_of_root(url, args.url, storage_options(args), others)
+    catalog.attach(name, url, int(checkpoint) if at else None, storage_options=options, root_options=others)
 
 
 def _show(answer: pa.RecordBatchReader, rows_max: int) -> None:

@@ -1,8 +1,9 @@
-"""What changed in a table between two checkpoints of a store: rows that came, went, or have other values.
+"""What changed in a table between two checkpoints: rows that came, went, or have other values.
 
 Both are read range by range of the physical order (see ``sweep.py``), in the same ranges, and compared by their keys.
 A range for which both checkpoints name the same blocks is not read at all, so that the cost is that of what was
-written in between. An older checkpoint is read in the columns of the newer one: columns are those of one schema.
+written in between. An older checkpoint is read in the columns of the newer one: columns are those of one schema. The
+two may be of a store and of a branch of it.
 
 Invariants:
 
@@ -24,8 +25,9 @@ from statebackend.checkpoint_reader import CheckpointReader, CheckpointTable
 from statebackend.compaction import KeyRange, plan_ranges
 from statebackend.errors import SchemaMismatchError
 from statebackend.keys import canonicalise, rows_equal
-from statebackend.manifest import TableState
+from statebackend.manifest import Manifest, TableState
 from statebackend.merge import HASH_COLUMN, TableLayout
+from statebackend.objectstore_roots import is_inherited
 from statebackend.sweep import Selection, Sweep
 from statebackend.tables import TableKind
 
@@ -41,6 +43,7 @@ class StateDiff:
 
     before: CheckpointTable | None
     after: CheckpointTable | None
+    manifests: tuple[Manifest, Manifest]
 
     @classmethod
     def of(cls, name: str, before: CheckpointReader, after: CheckpointReader) -> StateDiff:
@@ -58,7 +61,7 @@ class StateDiff:
             None if state is None else reader.table_as(name, newest)
             for state, reader in zip(states, (before, after), strict=True)
         )
-        return cls(old, new)
+        return cls(old, new, (before.manifest, after.manifest))
 
     @property
     def schema(self) -> pa.Schema:
@@ -86,8 +89,13 @@ class StateDiff:
         """The differences, in pieces of bounded size, in no particular order."""
         with ExitStack() as stack:
             old, new = (None if t is None else stack.enter_context(t.sweep()) for t in (self.before, self.after))
-            sweeps = [sweep for sweep in (old, new) if sweep is not None]
-            indexes = {name: index for sweep in sweeps for name, index in sweep.indexes.items()}
+            sides = zip((old, new), self.manifests, strict=True)
+            indexes = {
+                _origin(manifest, name): index
+                for sweep, manifest in sides
+                if sweep is not None
+                for name, index in sweep.indexes.items()
+            }
             for keys in plan_ranges(self._table.spec, list(indexes.values()), _RANGE_BYTES):
                 if (found := self._changes(keys, old, new)) is not None and found.num_rows:
                     yield found
@@ -100,13 +108,21 @@ class StateDiff:
 
     def _changes(self, keys: KeyRange, old: Sweep | None, new: Sweep | None) -> pa.RecordBatch | None:
         chosen = [{} if sweep is None else sweep.selection(keys) for sweep in (old, new)]
-        if old is not None and new is not None and chosen[0] == chosen[1] and _none_died(old, new, chosen[0]):
+        if old is not None and new is not None and self._same(*chosen) and _none_died(old, new, chosen[0]):
             return None
         before, after = (
             _one(self._table.layout.result_schema, [] if sweep is None else sweep.rows_of(keys, blocks))
             for sweep, blocks in zip((old, new), chosen, strict=True)
         )
         return self._compare(before, after)
+
+    def _same(self, old: Selection, new: Selection) -> bool:
+        """Whether both sides name the same blocks, which may lie in a store that one of them was branched from."""
+        before, after = (
+            {_origin(manifest, name): blocks for name, blocks in side.items()}
+            for side, manifest in zip((old, new), self.manifests, strict=True)
+        )
+        return before == after
 
     def _compare(self, old: pa.RecordBatch, new: pa.RecordBatch) -> pa.RecordBatch:
         """The differences of two sets of rows, each with at most one row of a key."""
@@ -143,6 +159,14 @@ def _newest(name: str, states: Sequence[TableState]) -> TableState | None:
         ):
             raise SchemaMismatchError(f"table {name!r} was declared anew between the checkpoints; compare by SQL")
     return newest
+
+
+def _origin(manifest: Manifest, name: str) -> tuple[str, str]:
+    """Of which store a file is, and what it is called there: two stores give the same names to files of their own."""
+    if not is_inherited(name):
+        return manifest.store_id, name
+    _, number, plain = name.split("/", 2)
+    return manifest.roots[int(number)].store_id, plain
 
 
 def _none_died(old: Sweep, new: Sweep, chosen: Selection) -> bool:

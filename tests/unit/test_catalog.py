@@ -823,3 +823,25 @@ def test_whole_states_are_replaced_and_not_merged(tmp_path: Path) -> None:
     with statebackend.open_state(tmp_path / "db") as catalog:
         assert pylist(catalog, "SELECT n FROM state.agg") == [{"n": 3}]
         assert catalog.query("SELECT * FROM raw.agg").read_all().to_pylist() == three.to_pylist()
+
+
+def test_two_stores_that_name_their_files_alike_are_compared_by_what_is_in_them(tmp_path: Path) -> None:
+    spec = TableSpec(name="t", schema=pa.schema([("k", pa.int64()), ("v", pa.int64())]), key=("k",),
+                     kind=TableKind.UPSERT)  # fmt: skip
+    place = {"main": tmp_path / "main", "branch": tmp_path / "branch"}
+
+    def put(name: str, value: int) -> set[str]:
+        with StateStore.open(place[name], StoreSettings(compaction="none")) as store:
+            store.table(spec).write(pa.record_batch({"k": [1], "v": [value]}))
+            store.checkpoint(JobState()).result(10)
+            return {file for file in store.manifest.files if file.startswith("sst/")}
+
+    put("main", 0)
+    statebackend.clone(place["main"], place["branch"])
+    assert put("main", 1) & put("branch", 2), "both call it the same"
+    with statebackend.open_state(place["main"]) as catalog:
+        catalog.attach("branch", place["branch"])
+        assert pylist(catalog, "SELECT * FROM state_diff('t', 2, 'branch')") == [
+            {"k": 1, "old_v": 1, "new_v": 2, "op": "update"}
+        ]
+        assert pylist(catalog, "SELECT v FROM branch.t") == [{"v": 2}]
