@@ -15,6 +15,7 @@ from operators.nexmark.model import NexmarkConfig
 from operators.nexmark.queries import QUERIES
 from operators.nexmark.run import QueryRun, RunSettings
 from operators.nexmark.screen import progress_bar
+from operators.nexmark.scripts import script
 from operators.report import JobOutcome
 
 __all__ = ["add_nexmark"]
@@ -32,6 +33,16 @@ def add_nexmark(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     _add_run(below)
     listing = below.add_parser("list", help="the queries", description="The queries, one a line.")
     listing.set_defaults(run=_list)
+    sql = below.add_parser(
+        "sql",
+        help="print one query as a script of SQL",
+        description="Print one query as a script for python -m operators sql. It reads events/ and writes out/QUERY, "
+        "both below the working directory.",
+        epilog="python -m operators nexmark generate --events 1000000 --output events; "
+        "python -m operators nexmark sql q5 | python -m operators sql --state state/q5",
+    )
+    sql.add_argument("query", choices=list(QUERIES), metavar="QUERY", help="see: nexmark list")
+    sql.set_defaults(run=_sql)
 
 
 def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -150,6 +161,11 @@ def _list(_: argparse.Namespace) -> ExitCode:
     width = max(len(name) for name in QUERIES)
     for query in QUERIES.values():
         sys.stdout.write(f"{query.name:{width}}  {query.title} ({', '.join(query.inputs)})\n")
+    return ExitCode.DONE
+
+
+def _sql(args: argparse.Namespace) -> ExitCode:
+    sys.stdout.write(script(args.query))
     return ExitCode.DONE
 
 

@@ -29,7 +29,7 @@ from operators.sql.grouping import grouping_sets, is_grouping, repeated
 from operators.sql.joins import join_lookup, join_streams
 from operators.sql.names import BOUND_FUNCTIONS, OperatorNames
 from operators.sql.ranking import first_rows, ranked, split_bound
-from operators.sql.relation import Field, Lookup, Relation, free_name, unseen
+from operators.sql.relation import Field, Lookup, Relation, free_name, uncast, unseen
 from operators.sql.sets import all_rows, is_set_operation, rows_by_side, sides_of
 from operators.sql.subqueries import is_table_function, reads_tables_only, rows_of
 from operators.sql.time_functions import Window, is_window, window_of
@@ -172,7 +172,7 @@ class _Planner:
         waiting = () if ranking is None else _kept(found)
         reserved = [*found.unseen, *waiting, *(() if ranking is None else (ranking.column,))]
         for expr, (_, name) in zip(exprs, outputs, strict=True):
-            bound = found.bound(expr, self._session)
+            bound = uncast(found.bound(expr, self._session), found.stream.schema, self._session)
             if ranking is not None and (computed := ranking.computed.get(bound.canonical_name())):
                 bound = column_named(computed)
             if ranking is not None and ranking.column in _columns(bound, self._session):

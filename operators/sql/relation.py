@@ -15,10 +15,10 @@ from datafusion import Expr, SessionContext
 
 from operators.changelog import OP
 from operators.errors import UnsupportedQueryError
-from operators.sql.expressions import rebound
+from operators.sql.expressions import as_expr, rebound
 from operators.stream import DataStream
 
-__all__ = ["Field", "Lookup", "Ranking", "Relation", "common_type", "free_name", "unseen", "with_columns"]
+__all__ = ["Field", "Lookup", "Ranking", "Relation", "common_type", "free_name", "uncast", "unseen", "with_columns"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +143,22 @@ def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
         return max(one, other, key=lambda t: t.bit_width)
     unsigned = other if signed[0] else one
     return None if unsigned.bit_width == 64 else pa.int64()
+
+
+def uncast(expr: Expr, schema: pa.Schema, session: SessionContext) -> Expr:
+    """The column itself, where an expression casts it to the type that it has.
+
+    DataFusion plans with other types than streams have (of event times, and of row numbers), so it casts what needs no
+    cast; and what is computed of a key is no key.
+    """
+    if expr.variant_name() != "Cast":
+        return expr
+    column = as_expr(expr.to_variant().expr())
+    if column.variant_name() != "Column":
+        return expr
+    rows = session.create_dataframe([[pa.RecordBatch.from_pylist([], schema=schema)]])
+    same = rows.select(expr).schema().field(0).type == schema.field(column.to_variant().name()).type
+    return column if same else expr
 
 
 def with_columns(relation: Relation, exprs: Sequence[Expr], taken: Sequence[str] = ()) -> tuple[Relation, list[str]]:

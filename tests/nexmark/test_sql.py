@@ -1,38 +1,48 @@
-"""The suite as SQL over streams says what the reference says in batch."""
+"""The scripts of the suite say over streams what the reference says in batch."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.dataset as pads
 import pytest
 
 from operators import StreamContext
-from operators.sinks import MemorySink
+from operators.cli import main
+from operators.nexmark.scripts import script
 from tests.nexmark.reference import REFERENCES, expected
-from tests.nexmark.sql import SQL
 from tests.sql.running import as_rows
 
-SIDE_INPUT = pa.table({"key": pa.array(range(10_000), pa.int64()), "value": [str(n) for n in range(10_000)]})
+
+@pytest.fixture
+def place(ordered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory of a script."""
+    (tmp_path / "events").symlink_to(ordered)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
-def test_every_query_is_there() -> None:
-    assert SQL.keys() == REFERENCES.keys()
+def written(place: Path, query: str) -> pa.Table:
+    partitions = pads.partitioning(pa.schema({"dt": pa.string(), "hm": pa.string()}), flavor="hive")
+    files = pads.dataset(place / "out" / query, partitioning=partitions if query == "q10" else None)
+    return files.to_table(columns=[name for name in files.schema.names if query == "q10" or name not in ("dt", "hm")])
 
 
-@pytest.mark.parametrize("query", SQL)
-def test_queries_as_sql(query: str, ordered: Path) -> None:
+@pytest.mark.parametrize("query", REFERENCES)
+def test_every_query_is_a_script(query: str, place: Path) -> None:
     context = StreamContext()
-    for kind in ("person", "auction", "bid"):
-        if re.search(rf"(FROM|JOIN) {kind}\b", SQL[query]):
-            stream = context.read_parquet(str(ordered / kind), event_time="dateTime", max_disorder=4_000, name=kind)
-            context.register(kind, stream)
-    context.register("side_input", SIDE_INPUT)
-    sink = MemorySink()
-    context.sql(SQL[query]).sink(sink)
+    context.execute(script(query))
     context.run()
-    found, wanted = sink.table(), expected(query, ordered)
-    assert [name for name in found.column_names if name != "op"] == wanted.column_names
+    found, wanted = written(place, query), expected(query, place / "events")
+    assert found.column_names == wanted.column_names
     assert wanted.num_rows > 0
     assert as_rows(found) == as_rows(wanted)
+
+
+def test_a_script_is_printed_and_run_from_the_command_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["nexmark", "sql", "q2"]) == 0
+    Path("q2.sql").write_text(capsys.readouterr().out)
+    for _ in range(2):
+        assert main(["sql", "q2.sql", "--state", "state"]) == 0
+        assert as_rows(written(place, "q2")) == as_rows(expected("q2", place / "events"))
