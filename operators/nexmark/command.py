@@ -42,6 +42,7 @@ def add_nexmark(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "python -m operators nexmark sql q5 | python -m operators sql --state state/q5",
     )
     sql.add_argument("query", choices=list(QUERIES), metavar="QUERY", help="see: nexmark list")
+    sql.add_argument("--output", type=Path, metavar="FILE", help="write it there (default: standard output)")
     sql.set_defaults(run=_sql)
 
 
@@ -165,7 +166,10 @@ def _list(_: argparse.Namespace) -> ExitCode:
 
 
 def _sql(args: argparse.Namespace) -> ExitCode:
-    sys.stdout.write(script(args.query))
+    if args.output is None:
+        sys.stdout.write(script(args.query))
+    else:
+        args.output.write_text(script(args.query), encoding="utf-8")
     return ExitCode.DONE
 
 

@@ -42,7 +42,9 @@ def test_every_query_is_a_script(query: str, place: Path) -> None:
 
 def test_a_script_is_printed_and_run_from_the_command_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["nexmark", "sql", "q2"]) == 0
-    Path("q2.sql").write_text(capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    assert main(["nexmark", "sql", "q2", "--output", "q2.sql"]) == 0
+    assert Path("q2.sql").read_text() == printed
     for _ in range(2):
         assert main(["sql", "q2.sql", "--state", "state"]) == 0
         assert as_rows(written(place, "q2")) == as_rows(expected("q2", place / "events"))
