@@ -90,6 +90,7 @@ def published_rolls(
 def read_published(
     path: str | os.PathLike[str],
     *,
+    schema: pa.Schema | None = None,
     verify: bool = False,
     storage_options: Mapping[str, Any] | None = None,
 ) -> pa.RecordBatchReader:
@@ -97,21 +98,24 @@ def read_published(
 
     Batch by batch, in the order of the log, a file at a time, with the columns that the sink was given; as an Arrow
     stream it goes straight into DuckDB, Polars or DataFusion, and ``.read_all()`` is a table. Only whole rolls are
-    read: all or nothing of what one checkpoint wrote. ``verify``: read every file whole and compare its checksum.
+    read: all or nothing of what one checkpoint wrote. ``schema``: the columns that are expected; without it a directory
+    in which nothing was published yet is an error. ``verify``: read every file whole and compare its checksum.
 
     Raises `OutputVanishedError` for a file that is not there, `CorruptionError` for one whose bytes are not those that
     were written, `SchemaError` if the rolls have not all the same columns, or there is none.
     """
     files = output_files(path, storage_options)
     rolls = _rolls(files)
-    if not rolls:
-        raise SchemaError(f"{os.fspath(path)}: nothing was published there, so its columns are not known")
-    schema = rolls[0].schema
+    if schema is None and not rolls:
+        reason = "nothing was published there, so its columns are not known; schema= tells them"
+        raise SchemaError(f"{os.fspath(path)}: {reason}")
+    expected = f"but {rolls[0].operator_id} published" if schema is None else "expected"
+    schema = rolls[0].schema if schema is None else schema.remove_metadata()
     for roll in rolls:
         if roll.schema != schema:
             raise SchemaError(
                 f"{os.fspath(path)}: {roll.operator_id} published the columns\n{roll.schema}\nin the roll {roll.roll}, "
-                f"but {rolls[0].operator_id} published\n{schema}"
+                f"{expected}\n{schema}"
             )
 
     def batches() -> Iterator[pa.RecordBatch]:

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from operators.errors import SchemaError
 from operators.sinks.base import Guarantee, Prepared, SinkContext, conform
-from operators.sinks.commit_log import published_rolls, read_published
+from operators.sinks.commit_log import read_published
 from operators.sinks.files import output_files
 from operators.sinks.formats import ArrowFormat, CsvFormat, FileFormat, JsonFormat, ParquetFormat
 from operators.sinks.partitions import check_partition_columns
@@ -191,10 +191,7 @@ class FileSink:
 
     def published(self) -> pa.Table:
         """All rows that were published in the directory; see `read_published`."""
-        options = self._storage_options
-        if not published_rolls(self._path, options):
-            return self._schema.empty_table()
-        return read_published(self._path, storage_options=options).read_all()
+        return read_published(self._path, schema=self._schema, storage_options=self._storage_options).read_all()
 
     def _opened(self) -> SinkContext:
         if self._context is None:

@@ -150,6 +150,9 @@ def test_files_that_were_not_published_are_not_read(out: Path) -> None:
     assert sorted(map(repr, read_published(out).read_all()["id"].to_pylist())) == ["1", "2", "3", "None"]
     with pytest.raises(SchemaError, match="nothing was published there"):
         read_published(out / "nowhere")
+    assert read_published(out / "nowhere", schema=FLAT.schema).read_all().equals(FLAT.slice(0, 0))
+    with pytest.raises(SchemaError, match=r"(?s)published the columns.*expected.*price"):
+        read_published(out, schema=FLAT.schema)
 
 
 @pytest.mark.parametrize("change", ["rows", "roll", "files"])
