@@ -3,7 +3,8 @@
 Results are matched by their names, since nothing else tells two aggregates of one kind apart: the store knows argument
 columns by number only. A result that stays keeps its states, under whatever slot it has now. One that is added finds in
 older states what its function gives for no rows at all; only functions of whose states we know that (``state_layout``)
-can be added. One that goes must be named, like a column that goes.
+can be added. One that goes must be named, like a column that goes. States behind no result, which an operator keeps for
+itself, are matched by what they are.
 
 Invariants:
 
@@ -72,6 +73,18 @@ class _Slots:
             if self.pairs.setdefault(now, was) != was or self._taken(was, now):
                 raise ValueError(f"{name!r} shared its state with another result and does so no longer")
 
+    def go_on_unnamed(self) -> None:
+        """Calls behind no result, which an operator keeps for itself: the same call at the same turn is the same."""
+        old, new = _unnamed(self.old), _unnamed(self.new)
+        for now in new:
+            if (was := next((n for n in old if self._same(self.old.calls[n], self.new.calls[now])), None)) is None:
+                call = self.new.calls[now].described()
+                raise ValueError(
+                    f"{call} is kept beside the results and was not before: what it has missed is not known"
+                )
+            old.remove(was)
+            self.pairs[now] = was
+
     def _taken(self, was: int, now: int) -> bool:
         return any(old == was and new != now for new, old in self.pairs.items())
 
@@ -109,6 +122,7 @@ def state_changes(known: TableSpec, wanted: TableSpec, widens: Widens) -> StateC
         else:
             added.append(output.name)
             _require_addable(output, new)
+    slots.go_on_unnamed()
     dropped = [name for name in before if name not in stayed]
     if missing := [name for name in dropped if name not in changes.dropped]:
         raise ValueError(f"results {missing} are missing: name them in SchemaChanges, as dropped={missing}")
@@ -126,6 +140,12 @@ def _columns(slots: _Slots, known: TableSpec, wanted: TableSpec) -> tuple[dict[s
         elif part in (parts := _EMPTY.get(slots.new.calls[slot].function, {})):
             empty[name] = parts[part]
     return found, empty
+
+
+def _unnamed(declared: Declaration) -> list[int]:
+    """The calls behind no result."""
+    named = {number for output in declared.outputs for number in (output.call, output.nan, output.seen)}
+    return [number for number in range(len(declared.calls)) if number not in named]
 
 
 def _require_addable(output: Output, declared: Declaration) -> None:

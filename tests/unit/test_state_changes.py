@@ -170,3 +170,34 @@ def test_checkpoints_of_before_and_after_are_read_and_compared(tmp_path: Path) -
         assert catalog.sql("SELECT k, old_n, new_n, new_total, op FROM state_diff('groups', 1, 2)").to_pylist() == [
             {"k": 1, "old_n": 1, "new_n": 2, "new_total": 3, "op": "update"}
         ]
+
+
+def test_states_behind_no_result_go_on_and_are_never_begun_anew(tmp_path: Path) -> None:
+    """As an operator keeps them that shows some of its results only."""
+    groups = pa.schema([("k", pa.int32())])
+    newest, rows = f.max(col("v")).alias("newest"), f.count(lit(1)).alias("rows")
+
+    def spec(aggregates: Sequence[Expr], *shown: str) -> tuple[Aggregation, TableSpec]:
+        aggregation = compiled(SMALL, aggregates)
+        declared = aggregation.merger.declared(groups, shown)
+        return aggregation, TableSpec(
+            name="t", schema=aggregation.merger.state_schema, key=("k",), kind=TableKind.UPSERT, aggregation=declared
+        )
+
+    def read(aggregates: Sequence[Expr], *shown: str) -> list[dict[str, Any]]:
+        aggregation, wanted = spec(aggregates, *shown)
+        with StateStore.open(tmp_path) as store:
+            results = aggregation.merger.final(store.table(wanted).scan())
+            store.checkpoint(JobState()).result()
+            return [row for batch in results for row in batch.to_pylist()]
+
+    aggregation, first = spec([newest, OLD[1], rows], "low")
+    with StateStore.open(tmp_path) as store:
+        for states in aggregation.partial([pa.record_batch([[1, 1], [5, 7], [0.0, 1.0]], schema=SMALL)]):
+            store.table(first).write(states)
+        store.checkpoint(JobState()).result()
+    assert read([newest, OLD[1], rows], "low") == [{"k": 1, "newest": 7, "low": 5, "rows": 2}]
+    more = [newest, rows, f.sum(col("v")).alias("total"), OLD[1]]
+    assert read(more, "low", "total") == [{"k": 1, "newest": 7, "rows": 2, "total": None, "low": 5}]
+    with pytest.raises(SchemaMismatchError, match="kept beside the results and was not before"):
+        read([*more, f.avg(col("v")).alias("hidden")], "low", "total")
