@@ -12,7 +12,7 @@ import urllib.request
 from dataclasses import dataclass, field
 from typing import Any
 
-from operators.errors import BadInputError, SourceUnavailableError
+from operators.errors import BadInputError, SchemaError, SourceUnavailableError
 
 __all__ = ["SchemaRegistry"]
 
@@ -22,6 +22,8 @@ _ANSWER_S = 10.0
 _RETRY_S = 0.5
 _REFUSED = (401, 403)
 _MISSING = 404
+_UNFIT = (409, 422)
+_REASON_BYTES = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +56,22 @@ class SchemaRegistry:
             raise BadInputError(f"schema registry {self.url}: there is no subject {subject!r}; give schema=")
         return str(found["schema"])
 
-    def _ask(self, path: str) -> Any:
+    def register(self, subject: str, schema: str) -> int:
+        """The number of a schema, which becomes one of the subject if it is not.
+
+        Raises `SchemaError` if the registry does not take it, `SourceUnavailableError`.
+        """
+        body = json.dumps({"schema": schema}).encode()
+        found = self._ask(f"/subjects/{urllib.parse.quote(subject, safe='')}/versions", body)
+        if found is None:
+            raise BadInputError(f"schema registry {self.url}: it has no subjects")
+        return int(found["id"])
+
+    def _ask(self, path: str, body: bytes | None = None) -> Any:
         began = time.monotonic()
         while True:
             try:
-                return self._get(path)
+                return self._send(path, body)
             except urllib.error.HTTPError as error:
                 if error.code == _MISSING:
                     return None
@@ -66,6 +79,9 @@ class SchemaRegistry:
                     raise SourceUnavailableError(
                         f"the schema registry {self.url} refuses ({error.code}); check auth="
                     ) from None
+                if body is not None and error.code in _UNFIT:
+                    reason = error.read(_REASON_BYTES).decode("utf-8", "replace")
+                    raise SchemaError(f"the schema registry {self.url} does not take the schema: {reason}") from None
                 said = f"status {error.code}"
             except (OSError, ValueError) as error:
                 said = str(error)
@@ -76,8 +92,10 @@ class SchemaRegistry:
             logger.warning("the schema registry %s does not answer (%s); trying again", self.url, said)
             time.sleep(_RETRY_S)
 
-    def _get(self, path: str) -> Any:
-        request = urllib.request.Request(self.url.rstrip("/") + path)  # noqa: S310 - checked above
+    def _send(self, path: str, body: bytes | None) -> Any:
+        request = urllib.request.Request(self.url.rstrip("/") + path, body)  # noqa: S310 - checked above
+        if body is not None:
+            request.add_header("Content-Type", "application/vnd.schemaregistry.v1+json")
         if self.auth is not None:
             token = base64.b64encode(":".join(self.auth).encode()).decode()
             request.add_header("Authorization", f"Basic {token}")

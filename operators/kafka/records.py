@@ -15,10 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from operators.encoders import CsvEncoder, JsonEncoder, RawEncoder, RowEncoder, as_bytes, json_text
+from operators.encoders import AvroEncoder, CsvEncoder, JsonEncoder, RawEncoder, RowEncoder, as_bytes, json_text
 from operators.encoders.base import plain, refuse
 from operators.encoders.raw import is_bytes
 from operators.errors import SchemaError
+from operators.formats import SchemaRegistry
 
 __all__ = ["RECORDS", "Headers", "RecordColumns", "RecordMaker"]
 
@@ -38,18 +39,15 @@ RECORDS = pa.schema(
 Headers: TypeAlias = str | Mapping[str, str]
 """A column that holds them (a map of text to text or bytes), or the column for each name."""
 
-_FORMATS: Mapping[str, type[CsvEncoder] | type[JsonEncoder] | type[RawEncoder]] = {
-    "csv": CsvEncoder,
-    "json": JsonEncoder,
-    "raw": RawEncoder,
-}
+_FORMATS = ("avro", "csv", "json", "raw")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordColumns:
     """What becomes what.
 
-    ``format``: of the value: json, csv or raw. ``columns``: of the value, in their order; None for all that are not
+    ``format``: of the value: json, csv, avro or raw. ``avro_schema``, ``registry`` and ``subject``: see `AvroEncoder`.
+    ``columns``: of the value, in their order; None for all that are not
     ``partition`` or ``headers``. ``key``: one column of text or bytes is the key as it is; else the key is JSON: of
     one column its value, of several an object. ``headers``: see `Headers`. ``partition``: a column of integers, null
     for the partitioner. ``timestamp``: a time, or milliseconds since 1970.
@@ -61,6 +59,15 @@ class RecordColumns:
     headers: Headers | None = None
     partition: str | None = None
     timestamp: str | None = None
+    avro_schema: str | Mapping[str, Any] | None = None
+    registry: SchemaRegistry | None = None
+    subject: str = ""
+
+    def __post_init__(self) -> None:
+        if self.format not in _FORMATS:
+            raise ValueError(f"format must be one of {_FORMATS}, not {self.format!r}")
+        if self.format != "avro" and (self.avro_schema is not None or self.registry is not None):
+            raise ValueError("schema= and schema_registry= are for format='avro'")
 
     def value_columns(self, schema: pa.Schema) -> list[str]:
         """The columns of the value."""
@@ -78,13 +85,11 @@ class RecordMaker:
     """
 
     def __init__(self, schema: pa.Schema, columns: RecordColumns, bytes_max: int) -> None:
-        if columns.format not in _FORMATS:
-            raise ValueError(f"format must be one of {sorted(_FORMATS)}, not {columns.format!r}")
         self._bytes_max = bytes_max
         self._value_columns = columns.value_columns(schema)
         self._columns = columns
         value_schema = pa.schema([_field(schema, name, "columns") for name in self._value_columns])
-        self._encoder: RowEncoder = _FORMATS[columns.format](value_schema)
+        self._encoder = _encoder(columns, value_schema)
         self._keys = None if columns.key is None else _KeyMaker(schema, columns.key)
         self._headers = None if columns.headers is None else _HeaderMaker(schema, columns.headers)
         if columns.partition is not None and not pa.types.is_integer(
@@ -140,6 +145,17 @@ class RecordMaker:
                 f"the record of row {row} of a batch is too large ({largest} of {self._bytes_max} bytes): {shown}; "
                 "raise it with options={'message.max.bytes': ...}, and max.message.bytes of the topic, or write less"
             )
+
+
+def _encoder(columns: RecordColumns, schema: pa.Schema) -> RowEncoder:
+    match columns.format:
+        case "avro":
+            return AvroEncoder(schema, columns.avro_schema, columns.registry, columns.subject)
+        case "csv":
+            return CsvEncoder(schema)
+        case "raw":
+            return RawEncoder(schema)
+    return JsonEncoder(schema)
 
 
 class _KeyMaker:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import pyarrow as pa
@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from operators.changelog import OP, Op, Updates
 from operators.errors import SchemaError
+from operators.formats import SchemaRegistry
 from operators.kafka.records import Headers, RecordColumns, RecordMaker
 from operators.sinks import Guarantee, ImmediateKafkaSink, KafkaSink
 from operators.verbs.ends import EndVerbs
@@ -33,6 +34,8 @@ class KafkaVerbs(EndVerbs):
         headers: Headers | None = None,
         partition: str | None = None,
         timestamp: str | None = None,
+        schema: str | Mapping[str, Any] | None = None,
+        schema_registry: str | SchemaRegistry | None = None,
         changes: str | None = None,
         guarantee: Guarantee | str = Guarantee.EXACTLY_ONCE,
         name: str | None = None,
@@ -44,7 +47,8 @@ class KafkaVerbs(EndVerbs):
             topic: it has to exist.
             bootstrap_servers: ``host:port`` of some brokers, a list or separated by commas.
             format: of the value: ``"json"`` (an object; NaN is null, times as in ISO 8601), ``"csv"`` (a line without
-                a header) or ``"raw"`` (one column of bytes or text as it is; null is a record without a value).
+                a header), ``"avro"``, or ``"raw"`` (one column of bytes or text as it is; null is a record without a
+                value).
             columns: of the value, in this order; by default all that are not ``partition`` or ``headers``.
             key: one column of text or bytes is the key as it is; otherwise it is JSON, of one column its value, of
                 several an object. Records of one key stay in order, in the partition that Java's default partitioner
@@ -54,6 +58,9 @@ class KafkaVerbs(EndVerbs):
             partition: a column of partition numbers; null leaves it to the partitioner.
             timestamp: the time of the record: a column of timestamps, dates or integer milliseconds since 1970; by
                 default when it is sent.
+            schema: for Avro: the schema of the values in Avro's JSON; by default one that is made of the columns.
+            schema_registry: for Avro: the URL of a registry (or a `SchemaRegistry`, with credentials), where the schema
+                is registered as one of the subject ``<topic>-value``; without it records are Avro and nothing else.
             changes: of a changelog, ``"upsert"`` (the default) sends the row that is valid from now on under its key,
                 and a record without a value (a tombstone) when there is none any more, as a compacted topic has it;
                 the key is that of the changelog. ``"rows"`` sends every row of the changelog with its column ``op``.
@@ -67,16 +74,24 @@ class KafkaVerbs(EndVerbs):
 
         Raises `SchemaError` if the columns do not fit.
         """
-        split, schema, keys = None, self._schema, _names(key)
+        split, rows, keys = None, self._schema, _names(key)
         if (how := _changes(changes, self._updates)) is not None and self._updates is not None:
             keys = _upsert_key(keys, self._updates)
             if self._updates.changelog and how == "upsert":
-                split, schema = _split_changelog, pa.schema([f for f in self._schema if f.name != OP])
+                split, rows = _split_changelog, pa.schema([f for f in self._schema if f.name != OP])
         made = RecordColumns(
-            format=format, columns=columns, key=keys, headers=headers, partition=partition, timestamp=timestamp
+            format=format,
+            columns=columns,
+            key=keys,
+            headers=headers,
+            partition=partition,
+            timestamp=timestamp,
+            avro_schema=schema,
+            registry=SchemaRegistry(schema_registry) if isinstance(schema_registry, str) else schema_registry,
+            subject=f"{topic}-value",
         )
         try:
-            RecordMaker(schema, made, bytes_max=1)
+            RecordMaker(rows, made, bytes_max=1)
         except SchemaError as error:
             raise SchemaError(f"write_kafka: {error}") from None
         kind = ImmediateKafkaSink if Guarantee(guarantee) is Guarantee.AT_LEAST_ONCE else KafkaSink

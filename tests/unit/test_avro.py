@@ -6,13 +6,9 @@ import io
 import json
 import random
 import struct
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import fastavro
@@ -23,6 +19,7 @@ from operators import BadInputError, SchemaError, SourceUnavailableError
 from operators.formats import AvroFormat, FormatError, SchemaRegistry, decode
 from operators.sources import KafkaSource
 from tests.support.kafka import KafkaBroker
+from tests.support.schema_registry import registry
 
 SIMPLE = {"type": "record", "name": "r", "fields": [{"name": "a", "type": "long"}, {"name": "s", "type": "string"}]}
 
@@ -181,56 +178,6 @@ def test_what_has_no_columns_is_refused(schema: Any, message: str) -> None:
 
 
 # -- with a registry
-
-
-@dataclass
-class Registry:
-    """What a registry knows, and how it answers."""
-
-    url: str = ""
-    schemas: dict[int, Any] = field(default_factory=dict)
-    subjects: dict[str, Any] = field(default_factory=dict)
-    failures: int = 0
-    asked: list[str] = field(default_factory=list)
-    authorization: str | None = None
-
-    def answer(self, path: str) -> tuple[int, Any]:
-        if self.failures:
-            self.failures -= 1
-            return 503, {}
-        if path.startswith("/schemas/ids/"):
-            found = self.schemas.get(int(path.rpartition("/")[2]))
-        else:
-            found = self.subjects.get(path.split("/")[2])
-        return (404, {}) if found is None else (200, {"schema": json.dumps(found)})
-
-
-@contextmanager
-def registry() -> Iterator[Registry]:
-    known = Registry()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            known.asked.append(self.path)
-            refused = known.authorization is not None and self.headers.get("Authorization") != known.authorization
-            status, body = (401, {}) if refused else known.answer(self.path)
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(json.dumps(body).encode())
-
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    known.url = f"http://127.0.0.1:{server.server_port}"
-    try:
-        yield known
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def numbered(number: int, schema: Mapping[str, Any], *rows: Mapping[str, Any]) -> list[bytes]:

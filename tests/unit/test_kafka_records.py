@@ -12,8 +12,10 @@ from datafusion import functions as f
 
 from operators import StreamContext
 from operators.errors import SchemaError
+from operators.formats import AvroFormat, SchemaRegistry
 from operators.kafka.records import RecordColumns, RecordMaker
 from operators.sinks import Guarantee
+from tests.support.schema_registry import registry
 
 SCHEMA = pa.schema(
     [
@@ -110,6 +112,7 @@ def test_wrong_arguments_are_refused() -> None:
     stream = StreamContext().from_batches([], SCHEMA)
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"format": "xml"}, "format"),
+        ({"schema_registry": "http://localhost:9"}, "format='avro'"),
         ({"changes": "maybe"}, "changes"),
         ({"guarantee": "at most once"}, "at most once"),
         ({"timeout_s": 0}, "timeout_s"),
@@ -147,3 +150,22 @@ def test_explain_and_the_plan_name_topic_and_guarantee() -> None:
         {"kind": "kafka", "topic": "totals"},
         {"kind": "immediate_kafka", "topic": "changes"},
     ]
+
+
+def test_avro_records_begin_with_the_number_that_the_registry_gave_their_schema() -> None:
+    batch = pa.RecordBatch.from_pylist(ROWS, SCHEMA)
+    with registry() as known:
+        client = SchemaRegistry(known.url)
+        columns = RecordColumns(format="avro", columns=["id", "name"], registry=client, subject="t-value")
+        maker = RecordMaker(SCHEMA, columns, 1000)
+        assert known.asked == [], "nobody is asked before there are rows"
+        values = [r["value"] for r in maker.make(batch).to_pylist()]
+        maker.make(batch)
+        assert known.asked == ["/subjects/t-value/versions"]
+        assert [v[:5] for v in values] == [b"\x00\x00\x00\x00\x01"] * 3
+        assert AvroFormat(SCHEMA, client).decode(values).select(["id", "name"]).to_pylist() == [
+            {"id": r["id"], "name": r["name"]} for r in ROWS
+        ]
+        known.refuses = "not compatible with the one before"
+        with pytest.raises(SchemaError, match=r"does not take the schema: .*not compatible"):
+            RecordMaker(SCHEMA, columns, 1000).make(batch)
