@@ -107,8 +107,10 @@ _CHECKPOINTS = 5
 
 
 def _operators(of: Mapping[str, OperatorStats]) -> Markup:
-    rows = [(name, stats.rows_in, stats.rows_out, stats.side_rows or None) for name, stats in of.items()]
-    return grid(("operator", "rows in", "rows out", "late or bad rows"), rows)
+    rows = [(name, stats.rows_in, stats.rows_out, stats.side_rows) for name, stats in of.items()]
+    columns = ("operator", "rows in", "rows out", "late or bad rows")
+    aside = any(stats.side_rows for stats in of.values())
+    return grid(columns, rows) if aside else grid(columns[:3], [row[:3] for row in rows])
 
 
 def _checkpoints(of: Sequence[CheckpointStats]) -> Markup:

@@ -135,6 +135,8 @@ def metrics(of: StoreMetrics, url: str | None = None, *, closed: bool = False) -
 def relation(of: Relation) -> Markup:
     """The first rows of a table, with the types of its columns."""
     rows, more = _first(of, _ROWS)
+    if not rows:
+        return facts({"no rows": ", ".join(f"{f.name} {f.type}" for f in of.schema)})
     shown = grid([f"{f.name}\n{f.type}" for f in of.schema], rows)
     return joined(shown, facts({"…": f"more than {_ROWS} rows"}) if more else None)
 

@@ -144,6 +144,7 @@ def test_a_table_of_a_catalog_shows_its_first_rows(url: str) -> None:
     with statebackend.open_state(url, pin=False) as catalog:
         assert texts(shown(catalog.table(HOSTILE)))[-2:] == [HOSTILE, HOSTILE]
     many = Relation(pa.schema([("n", pa.int64())]), lambda _: iter([pa.record_batch({"n": list(range(11))})]))
+    assert texts(shown(Relation(many.schema, lambda _: iter([])))) == ["no rows", "n int64"]
     found = texts(shown(many))
     assert found[-3:] == ["9", "…", "more than 10 rows"]
 
