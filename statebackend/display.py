@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -46,7 +47,9 @@ def checkpoint(of: Checkpoint) -> Markup:
 
 def checkpoint_tables(of: Checkpoint, url: str, state: Manifest) -> Markup:
     """A checkpoint that is open for reading: its tables and positions."""
-    return card(f"checkpoint {of.checkpoint_id} of {url}", "CheckpointReader", _made(of), _tables(state), _job(of.job))
+    return card(
+        f"checkpoint {of.checkpoint_id} of {_near(url)}", "CheckpointReader", _made(of), _tables(state), _job(of.job)
+    )
 
 
 def catalog(
@@ -59,7 +62,7 @@ def catalog(
         rows.append((sql_name("state", name), ", ".join(shown), *sizes))
     asked = ("state_at('TABLE', CHECKPOINT)", "state_diff('TABLE', CHECKPOINT, CHECKPOINT)")
     return card(
-        f"state of {url}",
+        f"state of {_near(url)}",
         "StateCatalog",
         facts({"checkpoint": "none yet"}) if of is None else _made(of),
         grid(("table", "columns", "stored rows", "bytes"), rows, right=("bytes",)),
@@ -166,6 +169,12 @@ def sql_name(schema: str, table: str) -> str:
     """The name of a table as SQL wants it."""
     quoted = table.replace('"', '""')
     return f'{schema}."{quoted}"'
+
+
+def _near(url: str) -> str:
+    """A path below the working directory as it is seen from there; any other URL as it is."""
+    here = Path.cwd()
+    return str(Path(url).relative_to(here)) if Path(url).is_relative_to(here) else url
 
 
 def _job(of: JobState) -> Markup | None:

@@ -81,12 +81,23 @@ def test_cleaning_takes_paths_times_and_versions_out(tmp_path: Path) -> None:
     assert "version" not in notebook.metadata.language_info
 
 
+def test_placeholders_take_the_place_of_whole_names_and_are_no_elements(tmp_path: Path) -> None:
+    paths = f"{tmp_path}/a {tmp_path}b"
+    notebook = notebook_of("1")
+    notebook.cells[0].outputs = [new_output("display_data", data={"text/html": paths, "text/plain": paths})]  # type: ignore[no-untyped-call]
+    clean(notebook, tmp_path)
+    data = notebook.cells[0].outputs[0].data
+    assert data["text/plain"].startswith("<notebook>/a ")
+    assert data["text/html"].startswith("&lt;notebook&gt;/a ")
+    assert not data["text/plain"].endswith("<notebook>b")
+
+
 @pytest.mark.parametrize(
     ("output", "reason"),
     [
         (new_output("stream", name="stdout", text="Writing /tmp/x1/job.py"), "shows a path"),  # type: ignore[no-untyped-call]
         (new_output("display_data", data={"text/html": r"<b>C:\Users\me</b>"}), "shows a path"),  # type: ignore[no-untyped-call]
-        (new_output("display_data", data={"image/svg+xml": "<svg><text>in /home/me</text></svg>"}), "shows a path"),  # type: ignore[no-untyped-call]
+        (new_output("display_data", data={"image/svg+xml": "<svg><text>/home/me</text></svg>"}), "shows a path"),  # type: ignore[no-untyped-call]
         (new_output("stream", name="stderr", text="FutureWarning: soon"), "wrote to stderr"),  # type: ignore[no-untyped-call]
         (new_output("error", ename="KeyError", evalue="x", traceback=[]), "raised KeyError"),  # type: ignore[no-untyped-call]
     ],

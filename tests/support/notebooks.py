@@ -41,11 +41,13 @@ PROJECT = Path(__file__).resolve().parents[2]
 _KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 _LANGUAGE = {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"}
 _PATH = re.compile(
-    r"(?<![\w.:/<>-])/(?:home|root|Users|tmp|var|private|opt|usr|mnt|srv|work|workspace|builds?|data|nix|app|etc)/[\w.-]+"
+    r"(?<![\w.:/<-])(?<!notebook>)(?<!project>)(?<!python>)(?<!temporary>)(?<!home>)/(?:home|root|Users|tmp|var|private|opt|usr|mnt|srv|work|workspace|builds?|data|nix|app|etc)/[\w.-]+"
     r"|\b[A-Za-z]:\\{1,2}\w+"
     r"|file://\S+"
 )
 """What looks like the path of a machine: Unix roots, Windows drives, file URLs."""
+_MARKUP = re.compile(r"<(notebook|project|python|temporary|home)>")
+"""Placeholders, where they would be elements."""
 
 
 def read(path: Path) -> NotebookNode:
@@ -95,7 +97,8 @@ def clean(notebook: NotebookNode, directory: Path) -> None:
             if "metadata" in output:
                 output.metadata = nbformat.from_dict({})  # type: ignore[no-untyped-call]
             for holder, key, text in _texts(output):
-                holder[key] = _without_roots(text, directory)
+                cleaned = _without_roots(text, directory)
+                holder[key] = _MARKUP.sub(r"&lt;\1&gt;", cleaned) if key in ("text/html", "image/svg+xml") else cleaned
 
 
 def problems(notebook: NotebookNode) -> list[str]:
@@ -176,7 +179,10 @@ def _missing(code: Sequence[NotebookNode]) -> Iterator[str]:
 
 
 def _without_roots(text: str, directory: Path) -> str:
-    """Placeholders for the directories of this machine, the longest first as they may lie in each other."""
+    """Placeholders for the directories of this machine, the longest first as they may lie in each other.
+
+    A directory below one of them is no other: ``/tmp/x`` is ``<temporary>/x``, ``/tmpx`` stays.
+    """
     roots = {
         str(directory): "<notebook>",
         str(PROJECT): "<project>",
@@ -187,7 +193,7 @@ def _without_roots(text: str, directory: Path) -> str:
     }
     for root in sorted(roots, key=len, reverse=True):
         if len(root) > 1:
-            text = text.replace(root, roots[root])
+            text = re.sub(rf"{re.escape(root)}(?![\w-])", roots[root], text)
     return text
 
 

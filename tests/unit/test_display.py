@@ -127,6 +127,15 @@ def test_a_catalog_shows_the_columns_that_sql_knows(tmp_path: Path) -> None:
             assert catalog.sql(f'SELECT * FROM state."{name}"').schema().names == columns.split(", ")
 
 
+def test_a_store_below_the_working_directory_is_called_as_it_is_seen_from_there(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with statebackend.open_state(url, pin=False) as catalog:
+        assert texts(shown(catalog))[0] == f"state of {url}"
+        monkeypatch.chdir(Path(url).parent)
+        assert texts(shown(catalog))[0] == "state of db"
+
+
 def test_a_live_catalog_is_shown_before_the_first_checkpoint_and_after_the_end(tmp_path: Path) -> None:
     with StateStore.open(tmp_path / "db") as store, statebackend.open_state(store) as live:
         store.table(SPEC)
