@@ -46,7 +46,7 @@ class KafkaSource:
         topics: a name, or several.
         bootstrap_servers: ``host:port`` of some brokers, comma-separated or as a list.
         format: of the values: ``"json"``, ``"csv"``, ``"avro"``, ``"raw"`` (one binary column ``value``), ``"text"``
-            (the same as a string), or a `Format` (`operators.formats`).
+            (the same as a string), or a format of `operators.formats`, as ``ProtobufFormat(Order, framed=True)``.
         schema: the columns. For JSON it may also be one sample message (text, bytes or a mapping); None infers the
             columns from the first records of the topics, which asks the cluster at once and may find other columns
             on another day. For Avro it may also be an Avro schema; None takes the newest of the subject
