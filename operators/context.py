@@ -189,9 +189,9 @@ class StreamContext(Readers):
           ARROW, or KAFKA, whose location is a topic. Options: ``event_time``, ``watermark_delay``, ``idle_timeout``,
           ``max_drift``, ``future_limit``, ``bad_event_time``, ``max_rows_per_second``, and those of the source.
         * ``static`` a table to join streams with: any format and option of DataFusion.
-        * ``sink`` what INSERT INTO writes to, exactly once: PARQUET, CSV, JSON, ARROW, with its columns. Options:
-          ``emit`` (of rows that are corrected ``changelog``, with the column ``op``, or ``final``), ``roll_rows``,
-          ``roll_interval``, ``compression``, ``existing``.
+        * ``sink`` what INSERT INTO writes to, exactly once: PARQUET, CSV, JSON, ARROW, KAFKA, with its columns.
+          Options: ``emit`` (of rows that are corrected ``changelog``, with the column ``op``, or ``final``), of files
+          ``roll_rows``, ``roll_interval``, ``compression``, ``existing``, of topics those of `DataStream.write_kafka`.
 
         A name that is no option is refused, with those there are. Lengths of time are written as in INTERVAL;
         ``storage.KEY`` is handed to the filesystem and ``kafka.KEY`` to librdkafka, where ``env:NAME`` stands for an

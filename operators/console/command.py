@@ -9,9 +9,12 @@ from pathlib import Path
 from operators.console.running import SqlSettings, run_sql
 from operators.errors import BadInputError
 from operators.exit_codes import ExitCode
+from operators.plan_diff import Upgrade
 from statebackend import add_storage_option, storage_options
 
 __all__ = ["add_sql"]
+
+_CHANGES = ("add", "drop", "change", "reset", "rename")
 
 _EPILOG = """\
 example:
@@ -64,6 +67,15 @@ def add_sql(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         metavar="NAME",
         help="when a signal (TERM, or Ctrl-C) stops the job, keep its last checkpoint under this name, and exit with 0",
     )
+    sql.add_argument(
+        "--upgrade",
+        type=_change,
+        action="append",
+        default=[],
+        metavar="WHAT=ID",
+        help="what became of an operator of the state, after the script was changed: add=ID, drop=ID, change=ID, "
+        "reset=ID, rename=OLD:NEW, any number of times; the error of a script that does not fit its state says which",
+    )
     sql.set_defaults(run=_run)
 
 
@@ -79,6 +91,7 @@ def _run(args: argparse.Namespace) -> ExitCode:
         checkpoint_interval_s=args.checkpoint_interval,
         rows=args.rows,
         stop_with_savepoint=args.stop_with_savepoint,
+        upgrade=_upgrade(args.upgrade),
     )
     if settings.stop_with_savepoint is not None and settings.state is None:
         sys.stderr.write("error: --stop-with-savepoint needs --state URL\n")
@@ -103,6 +116,19 @@ def _script(file: str | None) -> str:
         return sys.stdin.read() if file in (None, "-") else Path(file).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise BadInputError(f"{file or 'standard input'}: not UTF-8: {error}") from error
+
+
+def _change(text: str) -> tuple[str, str]:
+    what, _, name = text.partition("=")
+    if what not in _CHANGES or not name or (what == "rename") != (":" in name):
+        raise argparse.ArgumentTypeError(f"must be add=ID, drop=ID, change=ID, reset=ID or rename=OLD:NEW, not {text}")
+    return what, name
+
+
+def _upgrade(changes: list[tuple[str, str]]) -> Upgrade | None:
+    found = {what: [name for word, name in changes if word == what] for what in _CHANGES}
+    renamed = dict(name.split(":", 1) for name in found.pop("rename"))
+    return Upgrade(rename=renamed, **found) if changes else None
 
 
 def _positive(text: str) -> int:

@@ -11,7 +11,9 @@ from rich.console import Console
 
 from operators.console.screen import figures, output_console, progress_shown, show_table
 from operators.context import StreamContext
+from operators.errors import JobMismatchError
 from operators.exit_codes import ExitCode
+from operators.plan_diff import Upgrade
 from operators.report import JobOutcome
 from operators.sql.script import Answer
 
@@ -23,12 +25,17 @@ _JOB = "sql"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SqlSettings:
-    """What the user may choose; see the help of the command. ``state``: None to keep it in memory."""
+    """What the user may choose; see the help of the command.
+
+    ``state``: None to keep it in memory. ``rows``: to show of each batch. ``upgrade``, ``stop_with_savepoint``: of jobs
+    that keep their state.
+    """
 
     state: str | None = None
     storage_options: Mapping[str, Any] | None = None
     checkpoint_interval_s: float = 1.0
     rows: int = 20
+    upgrade: Upgrade | None = None
     stop_with_savepoint: str | None = None
 
     def context(self, state: str | None) -> StreamContext:
@@ -38,14 +45,19 @@ class SqlSettings:
             state=state,
             checkpoint_interval=self.checkpoint_interval_s,
             storage_options=self.storage_options,
-            stop_with_savepoint=self.stop_with_savepoint,
+            upgrade=None if state is None else self.upgrade,
+            stop_with_savepoint=None if state is None else self.stop_with_savepoint,
         )
 
 
 def run_sql(script: str, settings: SqlSettings) -> ExitCode:
     """Run a script as one job, to the end of its inputs or until it is interrupted."""
     context = settings.context(settings.state)
-    return run_answers(context, context.execute(script), settings)
+    try:
+        return run_answers(context, context.execute(script), settings)
+    except JobMismatchError as error:
+        error.add_note("of a script that is --upgrade WHAT=ID for each: --upgrade add=ID --upgrade drop=ID")
+        raise
 
 
 def run_answers(context: StreamContext, answers: Sequence[Answer], settings: SqlSettings) -> ExitCode:
@@ -53,13 +65,15 @@ def run_answers(context: StreamContext, answers: Sequence[Answer], settings: Sql
     output, console = output_console(), Console(stderr=True, highlight=False)
     if settings.state is None and context.graph.sinks:
         console.print("the state is in memory, and lost with this process; --state URL keeps it", soft_wrap=True)
+    streams = 0  # numbered by themselves, so that an EXPLAIN before a SELECT does not give it another name
     for number, answer in enumerate(answers, 1):
         if isinstance(answer, str):
             output.print(answer, markup=False, soft_wrap=True)
         elif isinstance(answer, pa.Table):
             show_table(output, f"answer {number}", answer, settings.rows)
         else:
-            answer.print(name=f"rows-{number}", max_rows=settings.rows, console=output)
+            streams += 1
+            answer.print(name=f"rows-{streams}", max_rows=settings.rows, console=output)
     if not context.graph.sinks:
         return ExitCode.DONE
     with progress_shown(console) as on_progress:

@@ -17,8 +17,7 @@ from datafusion import SessionContext
 from operators.errors import SchemaError
 from operators.graph import derived_id
 from operators.reading import ReadOptions
-from operators.sinks.base import Sink
-from operators.sql.formats import Place, sink_at, source_at
+from operators.sql.formats import End, Place, end_at, source_at
 from operators.sql.options import Options
 from operators.sql.statements import Copy, CreateTable, without_options
 from operators.stream import DataStream
@@ -47,7 +46,7 @@ class SinkTable:
 
     name: str
     columns: pa.Schema
-    sink: Sink
+    end: End
     final: bool
 
 
@@ -74,8 +73,8 @@ def define(context: StreamContext, session: SessionContext, table: CreateTable) 
                     f"table {table.name}: a sink needs its columns, … {table.name} (column TYPE, …) STORED AS …; "
                     f"without them say COPY (SELECT …) TO '{table.location}' STORED AS {table.stored_as}"
                 )
-            final, sink = _sink(place, options)
-            return SinkTable(name=table.name, columns=table.columns, sink=sink, final=final)
+            final, end = _end(place, options)
+            return SinkTable(name=table.name, columns=table.columns, end=end, final=final)
         case _:
             return _stream(context, table, place, options)
 
@@ -84,8 +83,8 @@ def sink_of_copy(session: SessionContext, copy: Copy, columns: pa.Schema) -> Sin
     """The sink that a COPY writes to."""
     options = Options(f"COPY TO {copy.location}", copy.options, session)
     place = Place(stored_as=copy.stored_as, location=copy.location, columns=columns, partition_by=copy.partition_by)
-    final, sink = _sink(place, options)
-    return SinkTable(name=copy.location, columns=columns, sink=sink, final=final)
+    final, end = _end(place, options)
+    return SinkTable(name=copy.location, columns=columns, end=end, final=final)
 
 
 # -- tables
@@ -140,9 +139,9 @@ def _as_declared(table: CreateTable, stream: DataStream) -> DataStream:
 # -- sinks
 
 
-def _sink(place: Place, options: Options) -> tuple[bool, Sink]:
-    """Whether it wants final rows, and the sink."""
+def _end(place: Place, options: Options) -> tuple[bool, End]:
+    """Whether a sink wants final rows, and what ends a stream in it."""
     final = options.word("emit", ("changelog", "final"), "changelog") == "final"
-    sink = sink_at(place, options)
+    end = end_at(place, options)
     options.close()
-    return final, sink
+    return final, end

@@ -10,11 +10,14 @@ import pyarrow as pa
 
 from operators.errors import SchemaError, UnsupportedQueryError
 from operators.sinks import ArrowSink, CsvSink, FileSink, JsonSink, ParquetSink
-from operators.sinks.base import Sink
 from operators.sources import ArrowSource, CsvSource, Follow, JsonSource, KafkaSource, ParquetSource, Source
 from operators.sql.options import Options
+from operators.stream import DataStream
 
-__all__ = ["Place", "sink_at", "source_at"]
+__all__ = ["End", "Place", "end_at", "source_at"]
+
+End: TypeAlias = Callable[[DataStream, str], object]
+"""Ends a stream in a sink, of this operator id."""
 
 _ROLL_ROWS, _ROLL_MS = 1_000_000, 60_000
 _KAFKA = "kafka."
@@ -45,12 +48,14 @@ def source_at(place: Place, options: Options) -> Source:
     return _SOURCES[place.stored_as](place, options)
 
 
-def sink_at(place: Place, options: Options) -> Sink:
-    """A sink, exactly once; raises `UnsupportedQueryError` for a format that is not written."""
+def end_at(place: Place, options: Options) -> End:
+    """What ends a stream there; raises `UnsupportedQueryError` for a format that is not written."""
+    if place.stored_as == "KAFKA":
+        return _to_kafka(place, options)
     if place.stored_as not in _SINKS:
-        raise UnsupportedQueryError(f"a sink STORED AS {place.stored_as}", f"it may be {', '.join(_SINKS)}")
+        raise UnsupportedQueryError(f"a sink STORED AS {place.stored_as}", f"it may be {', '.join(_SINKS)} or KAFKA")
     make, own = _SINKS[place.stored_as]
-    return make(
+    sink = make(
         place.location,
         place.partition_by,
         roll_rows=options.count("roll_rows", _ROLL_ROWS),
@@ -59,6 +64,7 @@ def sink_at(place: Place, options: Options) -> Sink:
         storage_options=options.storage(),
         **own(options),
     )
+    return lambda stream, name: stream.sink(sink, name=name)
 
 
 # -- files
@@ -130,10 +136,7 @@ def _json(place: Place, options: Options) -> Source:
 def _kafka(place: Place, options: Options) -> Source:
     if place.partition_by:
         raise UnsupportedQueryError("PARTITIONED BY of a topic", "name the column partition in 'metadata'")
-    servers = options.text("bootstrap_servers", None)
-    if servers is None:
-        raise SchemaError("STORED AS KAFKA: say OPTIONS ('bootstrap_servers' 'host:port')")
-    metadata = [name.strip() for name in options.text("metadata", "").split(",") if name.strip()]
+    servers, metadata = _servers(options), options.words("metadata")
     declared = place.columns
     values = None if declared is None else pa.schema([field for field in declared if field.name not in metadata])
     return KafkaSource(
@@ -150,6 +153,34 @@ def _kafka(place: Place, options: Options) -> Source:
         group_id=options.text("group_id", None),
         options=options.below(_KAFKA),
     )
+
+
+def _to_kafka(place: Place, options: Options) -> End:
+    if place.partition_by:
+        raise UnsupportedQueryError("PARTITIONED BY of a topic", "name the column of partition numbers in 'partition'")
+    servers = _servers(options)
+    arguments: dict[str, Any] = {
+        "format": options.word("format", ("json", "csv", "raw"), "json"),
+        "key": options.words("key") or None,
+        "partition": options.text("partition", None),
+        "timestamp": options.text("timestamp", None),
+        "guarantee": options.word("guarantee", ("exactly once", "at least once"), "exactly once"),
+        "options": options.below(_KAFKA),
+    }
+    changes = options.word("changes", ("upsert", "rows"), "upsert")
+
+    def end(stream: DataStream, name: str) -> None:
+        of_changes = {} if stream.updates is None else {"changes": changes}
+        stream.write_kafka(place.location, servers, name=name, **arguments, **of_changes)
+
+    return end
+
+
+def _servers(options: Options) -> str:
+    servers = options.text("bootstrap_servers", None)
+    if servers is None:
+        raise SchemaError("STORED AS KAFKA: say OPTIONS ('bootstrap_servers' 'host:port')")
+    return servers
 
 
 _SOURCES: Mapping[str, Callable[[Place, Options], Source]] = {

@@ -44,6 +44,10 @@ class Options:
         found = self.text(name, default)
         return found if found in words else self._refuse(name, found, f"one of {', '.join(words)}")
 
+    def words(self, name: str) -> list[str]:
+        """Several, separated by commas."""
+        return [word.strip() for word in self.text(name, "").split(",") if word.strip()]
+
     def flag(self, name: str, *, default: bool) -> bool:
         """true or false."""
         return self.word(name, ("true", "false"), "true" if default else "false") == "true"

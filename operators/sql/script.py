@@ -287,4 +287,4 @@ def _sunk(name: str, table: SinkTable, streams: Sequence[DataStream]) -> None:
             DataStream(s.context, s.port, s.schema, event_time=None, time_note=note, updates=s.updates) for s in streams
         )
         streams = [first.union(*others)]
-    streams[0].sink(table.sink, name=name)
+    table.end(streams[0], name)

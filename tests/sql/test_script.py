@@ -128,6 +128,17 @@ def test_a_topic_is_declared_without_asking_for_it(place: Path) -> None:
     assert job.sql("SELECT * FROM clicks").schema.names == ["who", "n", "timestamp"]
 
 
+def test_a_topic_is_written_as_the_verb_does(place: Path) -> None:
+    job = context(
+        X,
+        """CREATE EXTERNAL TABLE t (k VARCHAR, n BIGINT) STORED AS KAFKA LOCATION 'counts'
+           OPTIONS ('mode' 'sink', 'bootstrap_servers' 'localhost:1', 'key' 'k', kafka.client.id 'me');
+           INSERT INTO t SELECT k, count(*) FROM x GROUP BY k;""",
+    )
+    assert job.explain().startswith("sink t (exactly once)")
+    assert dict(job.graph.sinks[0].describe()["sink"]) == {"kind": "kafka", "topic": "counts"}
+
+
 def test_a_static_table_is_what_datafusion_reads_and_is_joined(place: Path) -> None:
     job = context(X, DIM)
     (stream,) = job.execute("SELECT v, label FROM x JOIN dim ON x.k = dim.k WHERE v < 2")
@@ -273,7 +284,11 @@ OF_CSV, OF_PARQUET = ("CREATE EXTERNAL TABLE e STORED AS " + kind for kind in ("
         ("INSERT INTO x SELECT * FROM x", SchemaError, "that is a stream"),
         ("INSERT INTO o SELECT 1", SchemaError, "Column count"),
         ("INSERT INTO o SELECT * FROM x ORDER BY v", UnsupportedQueryError, "ORDER BY"),
-        ("COPY (SELECT * FROM x) TO 'c' STORED AS AVRO", UnsupportedQueryError, "STORED AS AVRO: it may be PARQUET"),
+        (
+            "COPY (SELECT * FROM x) TO 'c' STORED AS AVRO",
+            UnsupportedQueryError,
+            "AVRO: it may be PARQUET, CSV, .* or KAFKA",
+        ),
         ("COPY (SELECT * FROM x) TO 'c' STORED AS PARQUET OPTIONS (mode 'sink')", SchemaError, "no option 'mode'"),
     ],
 )

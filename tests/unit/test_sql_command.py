@@ -108,6 +108,24 @@ def test_errors_name_the_line_and_keep_their_exit_codes(place: Path, capsys: pyt
     assert main(["sql", "--storage-option", "a=1", "--storage-option", "a=2", "script.sql"]) == ExitCode.USAGE
 
 
+def test_a_script_that_was_changed_goes_on_when_it_says_what_became_of_its_operators(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["sql", script(DEFINITIONS + INSERT), "--state", "state"])
+    more = "COPY (SELECT v FROM x) TO 'more' STORED AS CSV;"
+    changed = ["sql", script(DEFINITIONS + INSERT + more), "--state", "state"]
+    assert main(changed) == ExitCode.FAILED
+    err = capsys.readouterr().err
+    assert "+ copy-more (sink)" in err
+    assert "--upgrade add=ID" in err
+    assert main([*changed, "--upgrade", "add=copy-more"]) == ExitCode.DONE
+    assert rows(place) == 4
+    for wrong in ("add", "add=", "keep=x", "rename=x", "add=x:y"):
+        with pytest.raises(SystemExit) as left:
+            main(["sql", "--upgrade", wrong])
+        assert left.value.code == ExitCode.USAGE
+
+
 def test_the_help_has_an_example_that_runs(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["sql", "--help"])
