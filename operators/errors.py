@@ -11,7 +11,8 @@
       SchemaError             columns are missing or of another type: change the query or the data
       UnsupportedQueryError   a part of a SQL query cannot run as a stream: write what the message says
       UserFunctionError       a function of the user raised: mend it; its own error is the cause
-      JobMismatchError        the state directory belongs to another job (also a SchemaMismatchError)
+      JobMismatchError        the state is that of another program: say what became of its operators, as the message
+                              shows, or use another directory (also a SchemaMismatchError)
       SinkOccupiedError       the output directory holds the output of something else: use another one
       OutputVanishedError     committed output is neither staged nor published: it was deleted by someone
       OutputUncertainError    nobody can tell whether committed output was published: look, then say so
@@ -129,7 +130,7 @@ class UserFunctionError(OperatorError):
 
 
 class JobMismatchError(OperatorError, SchemaMismatchError):
-    """The state directory was written by a job with other operators."""
+    """The state was written by another job, or by a program with other operators than the `Upgrade` speaks of."""
 
 
 class SinkOccupiedError(OperatorError):

@@ -35,6 +35,7 @@ _MAY_CHANGE: Mapping[str, frozenset[str]] = {
     "source": frozenset({"source", "event_time"}),
     "sink": frozenset({"sink"}),
     "window": frozenset({"aggregates", "emit_every_ms"}),
+    "aggregate": frozenset({"aggregates", "states"}),
     "process": frozenset({"state", "keys"}),
     "materialize": frozenset({"every_ms"}),
 }
@@ -53,9 +54,10 @@ class Upgrade:
     ``drop``: operators whose state goes. ``add``: new operators, which start empty: a source at its beginning,
     others with the rows that come from here on.
     ``change``: operators that keep their state and do something else with what comes from here on: other verbs before
-    them, another file of a source, other aggregates of a window. Results of a window that are new start from nothing
-    in windows that are open: they count only rows that come from here on. With a mapping, `SchemaChanges` say what
-    names of columns cannot: what is renamed, which results or columns shall go, what new ones hold in old rows.
+    them, another file of a source, other aggregates of a window or a group. Results that are new start from nothing in
+    windows that are open and groups that are there: they count only rows that come from here on. With a mapping,
+    `SchemaChanges` say what names of columns cannot: what is renamed, which results or columns shall go, what new ones
+    hold in old rows.
     ``reset``: operators that stay and start empty.
     """
 
@@ -195,6 +197,8 @@ def _refusal(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str |
     was, now = (results_of(described) for described in (old, new))
     if other := [name for name in was if name in now and was[name] != now[name]]:
         return f"its results {other} are computed from something else than before: give them other names"
+    if new.get("changelog") and (added := [name for name in now if name not in was]):
+        return f"its new results {added} would have rows taken back that they have never seen"
     if kind == "source" and _time_column(old) != _time_column(new):
         return "its event time is another column, and that which has passed means nothing for it"
     return None

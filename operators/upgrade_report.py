@@ -201,9 +201,8 @@ def _added_results(diff: PlanDiff, name: str) -> list[str]:
         return []
     was = results_of(diff.old[name])
     new = [result for result in results_of(diff.new[name]) if result not in was]
-    return (
-        [f"results {new} start from nothing: of windows that are open they see only rows from here on"] if new else []
-    )
+    where = "groups that are there" if kind_of(diff.new[name]) == "aggregate" else "windows that are open"
+    return [f"results {new} start from nothing: of {where} they see only rows from here on"] if new else []
 
 
 def _dropped(diff: PlanDiff, name: str) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from datafusion import functions as f
 
 from operators import DataStream, Job, JobMismatchError, KeyedProcess, StreamContext, Upgrade, ValueState
 from statebackend import SchemaChanges, SchemaMismatchError, StateStore, open_state
+from statebackend.cli import main
 from tests.support.streams import Ledger, LedgerSink
 
 SECOND = 1000
@@ -175,6 +176,31 @@ def test_wider_columns_need_no_upgrade_of_the_window(tmp_path: Path) -> None:
     assert by_window(rows, "low")[0, "b"] == (0,)
 
 
+def groups(*aggregates: Expr, emit: str = "upserts", newest_only: bool = False) -> Build:
+    def build(stream: DataStream) -> DataStream:
+        rows = stream.deduplicate(["k"], keep="last", name="d") if newest_only else stream
+        return rows.aggregate([col("k")], list(aggregates), emit=emit, name="g")
+
+    return build
+
+
+@pytest.mark.parametrize("emit", ["upserts", "changelog", "final"])
+def test_groups_take_further_results_which_start_from_nothing(tmp_path: Path, emit: str) -> None:
+    Program(tmp_path, groups(N, emit=emit)).run(stop_after=9)
+    with pytest.raises(JobMismatchError, match=r"\['low', 'mean'\] start from nothing: of groups that are there"):
+        Program(tmp_path, groups(f.min(col("v")).alias("low"), N, MEAN, emit=emit)).run()
+    upgrade = Upgrade(change=["g"])
+    rows = Program(tmp_path, groups(f.min(col("v")).alias("low"), N, MEAN, emit=emit), upgrade=upgrade).run()
+    last = {row["k"]: row for row in rows if row.get("op", "insert") in ("insert", "update-after", "upsert")}
+    assert {k: last["b"][k] for k in ("n", "low", "mean")} == {"n": 13, "low": 10, "mean": 17.0}
+
+
+def test_groups_over_a_changelog_take_none(tmp_path: Path) -> None:
+    Program(tmp_path, groups(N, emit="changelog", newest_only=True)).run(stop_after=9)
+    with pytest.raises(JobMismatchError, match=r"\['total'\] would have rows taken back that they have never seen"):
+        Program(tmp_path, groups(N, TOTAL, emit="changelog", newest_only=True), upgrade=Upgrade(change=["g"])).run()
+
+
 class Count(KeyedProcess):
     schema = pa.schema([("k", pa.string()), ("n", pa.int64())])
     n = ValueState[int](pa.int64())
@@ -220,6 +246,16 @@ def test_the_old_program_is_told_that_it_is_older_and_how_to_go_back(tmp_path: P
         refusal.value
     )
     assert f"rollback URL --checkpoint {before}" in str(refusal.value)
+
+
+def test_a_rollback_to_before_the_upgrade_gives_the_state_back_to_the_old_program(tmp_path: Path) -> None:
+    whole = Program(tmp_path / "whole", windows(N)).run()
+    state = tmp_path / "state"
+    Program(state, windows(N)).run(stop_after=5)
+    before = checkpoint_of(state)
+    Program(state, windows(N, TOTAL, name="x"), upgrade=Upgrade(rename={"w": "x"}, change=["x"])).run(stop_after=8)
+    assert main(["rollback", str(state), "--checkpoint", str(before)]) == 0
+    assert by_window(Program(state, windows(N)).run(), "n") == by_window(whole, "n")
 
 
 class CrashError(Exception):
