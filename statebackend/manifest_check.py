@@ -20,12 +20,12 @@ from statebackend.objectstore_base import check_name
 from statebackend.sstable import SSTableMeta
 from statebackend.tables import TableSpec
 
-__all__ = ["check_manifest"]
+__all__ = ["check_manifest", "check_numbers"]
 
 _MS_MAX = 253_402_300_799_999
 """The last millisecond of the year 9999: what calendars can show."""
 _NUMBER_MAX = 1 << 62
-"""Above it a number that grows by one might not fit into the next manifest."""
+"""No store gets there; a number that is about to came from damaged bytes."""
 _SCALARS = frozenset([int, str, bytes, float, bool, type(None)])
 
 
@@ -35,9 +35,7 @@ def check_manifest(manifest: Manifest) -> None:
         _checker(Manifest)(manifest)
     except _WrongError as error:
         raise error.within("manifest") from None
-    for number in (manifest.number, manifest.checkpoint_id, manifest.writer_epoch, manifest.compactor_epoch):
-        if not 0 <= number < _NUMBER_MAX:
-            raise ValueError(f"{number} among number, checkpoint id and epochs is out of bounds")
+    check_numbers(manifest)
     for kept in manifest.retained:
         if not all(0 <= n < _NUMBER_MAX for n in (kept.rows_written, kept.bytes_written, kept.duration_ms)):
             raise ValueError(f"checkpoint {kept.checkpoint_id}: rows, bytes or duration are out of bounds: {kept}")
@@ -53,6 +51,13 @@ def check_manifest(manifest: Manifest) -> None:
     for state in manifest.tables.values():
         for file in state.files:
             _check_file(file, state.spec)
+
+
+def check_numbers(manifest: Manifest) -> None:
+    """Raise ``ValueError`` if one of the numbers that grow is out of bounds: what is written must be readable."""
+    for number in (manifest.number, manifest.checkpoint_id, manifest.writer_epoch, manifest.compactor_epoch):
+        if not 0 <= number < _NUMBER_MAX:
+            raise ValueError(f"{number} among number, checkpoint id and epochs is out of bounds")
 
 
 def _check_file(file: SSTableMeta, spec: TableSpec) -> None:

@@ -31,7 +31,7 @@ from statebackend import format as envelope
 from statebackend.backend import JobState
 from statebackend.errors import CorruptionError
 from statebackend.manifest import Branch, Manifest, Pin, RetainedCheckpoint, Root, Savepoint, TableState
-from statebackend.manifest_check import check_manifest
+from statebackend.manifest_check import check_manifest, check_numbers
 from statebackend.schema_history import SchemaHistory, SchemaVersion
 from statebackend.sstable import SSTableMeta
 from statebackend.tables import TableKind, TableOrder, TableSpec
@@ -56,7 +56,14 @@ _file_values = attrgetter(*_FILE_FIELDS)
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
-    """The bytes of a manifest object."""
+    """The bytes of a manifest object.
+
+    Raises `CorruptionError` where one of its numbers has grown out of the bounds that a reader accepts.
+    """
+    try:
+        check_numbers(manifest)
+    except ValueError as error:
+        raise CorruptionError(f"manifest/{manifest.number} cannot follow what was read: {error}") from error
     job = manifest.job
     value = {name: getattr(manifest, name) for name in _SCALARS} | {
         "low_marks": dict(manifest.low_marks),

@@ -7,6 +7,7 @@ interpreter is seen too. ``make soak`` runs many more.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import pickle
 import random
@@ -28,7 +29,8 @@ import pytest
 from statebackend import CorruptionError, StateStoreError
 from statebackend.aggregate_declaration import Declaration
 from statebackend.format import ObjectKind
-from statebackend.manifest_codec import decode_manifest
+from statebackend.ids import AttemptId, ManifestNumber, WriterId
+from statebackend.manifest_codec import decode_manifest, encode_manifest
 from statebackend.sstable import read_blocks, read_filter, read_index
 from tests.support import hostile
 from tests.support.hostile import (
@@ -214,6 +216,14 @@ def test_a_number_that_the_next_manifest_could_not_hold_is_refused(field: str, v
     found = msgpack.unpackb(MANIFEST[ENVELOPE_BYTES:], strict_map_key=False) | {field: value}
     with pytest.raises(CorruptionError, match="out of bounds"):
         decode_manifest(enveloped(ObjectKind.MANIFEST, msgpack.packb(found)), "m")
+
+
+def test_no_manifest_is_written_that_could_not_be_read() -> None:
+    last = dataclasses.replace(hostile.manifest(), number=ManifestNumber((1 << 62) - 1))
+    assert decode_manifest(encode_manifest(last), "manifest/7") == last
+    following = last.next(writer_id=WriterId("w"), attempt_id=AttemptId("a"), created_ms=0)
+    with pytest.raises(CorruptionError, match="cannot follow what was read: 4611686018427387904"):
+        encode_manifest(following)
 
 
 def test_a_file_name_that_leaves_the_store_is_refused() -> None:
