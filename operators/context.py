@@ -143,14 +143,19 @@ class StreamContext(Readers):
     def sql(self, query: str, *, name: str = "sql") -> DataStream:
         """The stream of the rows of a query, planned by DataFusion over the registered streams.
 
-        What is known: SELECT, WHERE, expressions, CTEs, subqueries in FROM, UNION ALL; GROUP BY with a window
-        (``tumble(ts, INTERVAL '10 seconds')``, ``hop(ts, slide, size)``, ``session(ts, gap)``, ``cumulate(ts, step,
-        size)``, ``date_bin(size, ts)``), whose bounds are ``window_start_time()`` and ``window_end_time()``; GROUP BY
-        without one, and DISTINCT, as changelogs (column ``op``, see `DataStream.aggregate`); GROUPING SETS, ROLLUP and
-        CUBE; joins by keys and BETWEEN on event time (see `DataStream.join_on`), with registered tables
-        (`DataStream.lookup_join`), and with versions (`DataStream.asof_join`), as ``LEFT JOIN LATERAL (SELECT … FROM v
-        WHERE v.k = o.k AND v.ts <= o.ts ORDER BY v.ts DESC LIMIT 1) AS x ON true``; ``row_number() OVER (PARTITION
-        BY … ORDER BY …)`` bounded by ``<= n`` or ``= 1`` (`DataStream.top_n`, `DataStream.deduplicate`).
+        What is known: SELECT, WHERE, expressions, ``unnest(list)``, CTEs, subqueries in FROM, UNION ALL; GROUP BY
+        with a window (``tumble(ts, INTERVAL '10 seconds')``, ``hop(ts, slide, size)``, ``session(ts, gap)``,
+        ``cumulate(ts, step, size)``, ``date_bin(size, ts)``), whose bounds are ``window_start_time()`` and
+        ``window_end_time()``; GROUP BY without one, DISTINCT, UNION, INTERSECT and EXCEPT, as changelogs (column
+        ``op``, see `DataStream.aggregate`); GROUPING SETS, ROLLUP and CUBE; joins by keys and BETWEEN on event time
+        (see `DataStream.join_on`), by keys and ``tumble(a.t, …) = tumble(b.t, …)`` or ``hop``
+        (`DataStream.window_join`), with registered tables and table functions (`DataStream.lookup_join`), and with
+        versions (`DataStream.asof_join`): ``LEFT JOIN LATERAL (SELECT … FROM v WHERE v.k = o.k AND v.ts <= o.ts ORDER
+        BY v.ts DESC LIMIT 1) AS x ON true``; ``row_number() OVER (PARTITION BY … ORDER BY …)`` bounded by ``<= n`` or
+        ``= 1`` (`DataStream.top_n`, `DataStream.deduplicate`), with ``tumble(ts, …)`` in PARTITION BY for each window
+        by itself.
+
+        A Python function must give the same value for the same row, whatever volatility it was declared with.
 
         ``name`` begins the ids of the query's operators, which name their state: two queries of one job with the same
         kinds of operators need two names.

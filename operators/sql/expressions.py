@@ -124,7 +124,10 @@ def rebound(expr: Expr, resolve: Resolve, session: SessionContext) -> Expr:
     data = _encoded(inner, session)
     called = set(_functions(data, shown(inner)))
     if windows := sorted(called & WINDOW_FUNCTIONS.keys()):
-        raise UnsupportedQueryError(f"{windows[0]}() in {shown(inner)}", "a window is said in GROUP BY")
+        raise UnsupportedQueryError(
+            f"{windows[0]}() in {shown(inner)}",
+            "a window is said in GROUP BY; of a row, date_bin(size, ts) is its start",
+        )
     if changing := sorted(called & CHANGING):
         raise UnsupportedQueryError(
             f"{changing[0]}() in {shown(inner)}",

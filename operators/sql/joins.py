@@ -11,9 +11,11 @@ from datafusion import Expr, SessionContext
 from operators.changelog import require_append_only
 from operators.engine import column_named
 from operators.errors import SchemaError, UnsupportedQueryError
-from operators.sql.expressions import as_expr, mentions, shown
+from operators.sql.expressions import as_expr, bare, mentions, shown
 from operators.sql.names import OperatorNames
-from operators.sql.relation import Field, Lookup, Relation, common_type, free_name, with_columns
+from operators.sql.relation import Field, Lookup, Relation, common_type, free_name, with_columns, without_bounds
+from operators.sql.time_functions import is_window
+from operators.sql.window_joins import SameWindow, join_in_window, same_window, with_starts
 
 __all__ = ["join_lookup", "join_streams"]
 
@@ -28,13 +30,15 @@ def join_streams(
     session: SessionContext,
     names: OperatorNames,
 ) -> Relation:
-    """Rows of both for which all conditions hold, found by equal keys, near event times, or both."""
+    """Rows of both for which all conditions hold, found by equal keys, near event times, or the same window."""
     if kind not in _HOW:
         raise UnsupportedQueryError(f"a {kind} join", "write it as an inner or left join with a condition")
     how = _HOW[kind]
-    stream = right.stream
-    for side in (left.stream, stream):
+    for side in (left.stream, right.stream):
         require_append_only("sql: join", side.updates)
+    if any(is_window(bare(side)) for condition in conditions for side in _compared(condition)):
+        left, right = without_bounds(left), without_bounds(right)
+    stream = right.stream
     apart: dict[str, str] = {}
     for name in stream.schema.names:
         apart[name] = free_name(name, [*left.stream.schema.names, *apart.values()])
@@ -46,17 +50,33 @@ def join_streams(
         raise UnsupportedQueryError(
             "a join without a condition", "every row would be paired with every other; say ON … = … and bound the times"
         )
-    one, other = replace(left, fields=both.fields), replace(both, stream=stream)
-    bound = []
+    one, other = replace(left, fields=both.fields, calls={}), replace(both, stream=stream)
+    keys: list[tuple[str, str]] = []
+    rest: list[Expr] = []
+    window: SameWindow | None = None
     for condition in conditions:
-        sides = _sides(both, set(left.stream.schema.names), condition, session)
-        if sides is None:
-            bound.append(both.bound(condition, session))
-            continue
-        one, other, keys = _keys(one, other, sides)
-        bound.append(column_named(keys[0]) == column_named(keys[1]))
-    joined = one.stream.join_on(other.stream, *bound, how=how, name=names.claim("join", how))
-    return Relation(stream=joined, fields=left.fields if how in ("semi", "anti") else both.fields)
+        if window is None and (found := same_window(both, (left.stream, stream), condition)) is not None:
+            window = found
+        elif (sides := _sides(both, set(left.stream.schema.names), condition, session)) is not None:
+            one, other, key = _keys(one, other, sides)
+            keys.append(key)
+        else:
+            rest.append(both.bound(condition, session))
+    fields = left.fields if how in ("semi", "anti") else both.fields
+    if window is not None:
+        name = names.claim("window_join", how, *map(str, window.window.spans))
+        joined = join_in_window(one.stream, other.stream, window, keys, rest, how, name)
+        return with_starts(Relation(stream=joined, fields=fields), window, how)
+    equal = [column_named(key) == column_named(other_key) for key, other_key in keys]
+    joined = one.stream.join_on(other.stream, *equal, *rest, how=how, name=names.claim("join", how))
+    return Relation(stream=joined, fields=fields)
+
+
+def _compared(condition: Expr) -> list[Expr]:
+    """Both sides of an equality; nothing of another condition."""
+    if condition.variant_name() != "BinaryExpr" or condition.to_variant().op() != "=":
+        return []
+    return [as_expr(condition.to_variant().left()), as_expr(condition.to_variant().right())]
 
 
 def _keys(one: Relation, other: Relation, sides: tuple[Expr, Expr]) -> tuple[Relation, Relation, tuple[str, str]]:
@@ -75,10 +95,9 @@ def _keys(one: Relation, other: Relation, sides: tuple[Expr, Expr]) -> tuple[Rel
 
 def _sides(both: Relation, of_left: set[str], condition: Expr, session: SessionContext) -> tuple[Expr, Expr] | None:
     """What an equality compares, of the left and of the right, each of columns of its own side; None for others."""
-    if condition.variant_name() != "BinaryExpr" or condition.to_variant().op() != "=":
+    sides = _compared(condition)
+    if not sides:
         return None
-    variant = condition.to_variant()
-    sides = [as_expr(variant.left()), as_expr(variant.right())]
     columns = [{both.column(*place) for place in mentions(side, session)} for side in sides]
     if not all(columns):
         return None

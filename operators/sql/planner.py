@@ -29,10 +29,10 @@ from operators.sql.grouping import grouping_sets, is_grouping, repeated
 from operators.sql.joins import join_lookup, join_streams
 from operators.sql.names import BOUND_FUNCTIONS, OperatorNames
 from operators.sql.ranking import first_rows, ranked, split_bound
-from operators.sql.relation import Field, Lookup, Relation, free_name, uncast, unseen
+from operators.sql.relation import Field, Lookup, Relation, free_name, uncast, unseen, without_bounds
 from operators.sql.sets import all_rows, is_set_operation, rows_by_side, sides_of
 from operators.sql.subqueries import is_table_function, reads_tables_only, rows_of
-from operators.sql.time_functions import Window, is_window, window_of
+from operators.sql.time_functions import Window, is_date_bin, is_window, window_of
 from operators.sql.unnest import unnested
 from operators.stateful.window_aggregate import WINDOW_END, WINDOW_START
 from operators.stream import DataStream
@@ -170,15 +170,17 @@ class _Planner:
         picked: list[tuple[Expr, str]] = []
         ranking = found.ranking
         waiting = () if ranking is None else _kept(found)
-        reserved = [*found.unseen, *waiting, *(() if ranking is None else (ranking.column,))]
+        awaited = () if ranking is None else ranking.awaited
+        reserved = [*found.unseen, *waiting, *awaited]
+        repeated = {g.column for g in found.fields if g.repeated}
         for expr, (_, name) in zip(exprs, outputs, strict=True):
             bound = uncast(found.bound(expr, self._session), found.stream.schema, self._session)
             if ranking is not None and (computed := ranking.computed.get(bound.canonical_name())):
                 bound = column_named(computed)
-            if ranking is not None and ranking.column in _columns(bound, self._session):
+            if waits := [column for column in awaited if column in _columns(bound, self._session)]:
                 if bound.variant_name() != "Column":
                     raise UnsupportedQueryError(shown(expr), "select row_number() as it is, and bound it: rn <= n")
-                names.append(ranking.column)
+                names += waits
                 continue
             plain = bound.to_variant().name() if bound.variant_name() == "Column" else None
             if plain in waiting:
@@ -188,7 +190,10 @@ class _Planner:
             names.append(free)
             picked.append((bound, free))
         stream = self._select(found, [*picked, *((column_named(c), c) for c in waiting)])
-        fields = tuple(Field(relation=r, name=n, column=c) for (r, n), c in zip(outputs, names, strict=True))
+        again = {name for plain, name in _plain_pairs(picked) if plain in repeated}
+        fields = tuple(
+            Field(relation=r, name=n, column=c, repeated=c in again) for (r, n), c in zip(outputs, names, strict=True)
+        )
         return Relation(stream=stream, fields=fields, ranking=ranking)
 
     def _select(self, relation: Relation, picked: Sequence[tuple[Expr, str]]) -> DataStream:
@@ -267,10 +272,11 @@ class _Planner:
             raise UnsupportedQueryError(
                 "two windows in one GROUP BY", "group twice, the second time over the first result"
             )
+        _require_unique(found, groups)
         window = self._window(found, groups[places[0]]) if places else None
         stream = found.stream
         if window is not None:
-            found = _without_bounds(found)
+            found = without_bounds(found)
             stream = found.stream
         bounds = {i: name for i, e in enumerate(calls) if (name := _bound_function(e)) is not None}
         if bounds and window is None:
@@ -292,7 +298,8 @@ class _Planner:
                 column = free_name(name, taken)
                 (keys if number < len(groups) else functions).append(found.bound(expr, self._session).alias(column))
                 taken.append(column)
-            fields.append(Field(relation=relation, name=name, column=column))
+            again = number in places and window is not None and window.function == "cumulate"
+            fields.append(Field(relation=relation, name=name, column=column, repeated=again))
         if not functions:
             functions = [_nothing(taken)]
         words = [key.schema_name() for key in keys]
@@ -307,15 +314,24 @@ class _Planner:
         """Whether a group is a window; a ``date_bin`` of another column than event time is a key like any."""
         if not is_window(expr):
             return False
-        if bare(expr).rex_call_operator() != "date_bin":
+        if self._is_window_of_join(relation, expr):
+            return True
+        if not is_date_bin(expr):
             return True
         places = mentions(expr, self._session)
         return len(places) == 1 and relation.column(*places[0]) == relation.stream.event_time
+
+    def _is_window_of_join(self, relation: Relation, expr: Expr) -> bool:
+        """Whether a group is the window in which rows were joined, whose start is their event time."""
+        found = relation.calls.get(bare(expr).canonical_name())
+        return found is not None and found == relation.stream.event_time
 
     def _window(self, relation: Relation, expr: Expr) -> Window:
         window = window_of(expr)
         time = bare(window.time)
         event_time = relation.stream.event_time
+        if self._is_window_of_join(relation, expr) and window.function == "tumble":
+            return window
         if time.variant_name() != "Column" or relation.column(*output_name(time)) != event_time:
             has = "this stream has none" if event_time is None else f"here that is {event_time!r}"
             raise UnsupportedQueryError(shown(expr), f"its first argument must be the stream's event time; {has}")
@@ -406,6 +422,16 @@ def _kept(relation: Relation) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*relation.ranking.needs, *([time] if time else [])]))
 
 
+def _require_unique(relation: Relation, groups: Sequence[Expr]) -> None:
+    """Refuse to group by what DataFusion takes for unique and is not: it adds groups that the query does not have."""
+    plain = {relation.column(*output_name(e)) for e in map(bare, groups) if e.variant_name() == "Column"}
+    if found := [field.name for field in relation.fields if field.repeated and field.column in plain]:
+        raise UnsupportedQueryError(
+            f"GROUP BY {found[0]}, the start of cumulate() windows",
+            "several of them have the same start: group by window_end_time(), or by tumble() of the start",
+        )
+
+
 def _nothing(taken: Sequence[str]) -> Expr:
     """An aggregate that is always 0, also when rows are taken back, for groups of which nothing else is asked."""
     return f.count(lit(None).cast(pa.int64())).alias(free_name("nothing", taken))
@@ -425,14 +451,3 @@ def _bound_function(expr: Expr) -> str | None:
         return None
     name = inner.to_variant().aggregate_type()
     return name if name in BOUND_FUNCTIONS else None
-
-
-def _without_bounds(relation: Relation) -> Relation:
-    """The relation over a stream without the columns that a window's result begins with, if they have other names."""
-    stream, fields = relation.stream, list(relation.fields)
-    for name in (WINDOW_START, WINDOW_END):
-        if name in stream.schema.names:
-            new = free_name(f"inner_{name}", stream.schema.names)
-            stream = stream.with_column_renamed(name, new)
-            fields = [replace(field, column=new) if field.column == name else field for field in fields]
-    return replace(relation, stream=stream, fields=tuple(fields))

@@ -17,9 +17,11 @@ from datafusion.expr import SortExpr
 
 from operators.engine import column_named
 from operators.errors import UnsupportedQueryError
-from operators.sql.expressions import as_expr, bare, mentions, shown
+from operators.sql.expressions import as_expr, bare, mentions, output_name, shown
 from operators.sql.names import OperatorNames
-from operators.sql.relation import Field, Ranking, Relation, free_name, with_columns
+from operators.sql.relation import Field, Ranking, Relation, free_name, with_columns, without_bounds
+from operators.sql.time_functions import Window, is_date_bin, is_window, window_of
+from operators.stateful.window_aggregate import WINDOW_START
 from operators.stream import DataStream
 from statebackend import read_wire
 
@@ -54,6 +56,7 @@ def ranked(relation: Relation, exprs: Sequence[Any], session: SessionContext) ->
     if not orders:
         raise UnsupportedQueryError(shown(expr), "row_number() needs an ORDER BY")
     parts = [Expr.from_bytes(data, session) for data in fields.get(_PARTITION_BY, [])]
+    relation, parts, window_ms = _window(relation, parts)
     terms = [Expr.from_bytes(order[_SORT_EXPR], session) for order in orders]  # type: ignore[arg-type]
     bound = [relation.bound(e, session) for e in (*parts, *terms)]
     relation, columns = with_columns(relation, bound)
@@ -66,9 +69,42 @@ def ranked(relation: Relation, exprs: Sequence[Any], session: SessionContext) ->
         ),
         column=column,
         computed={e.canonical_name(): c for e, c in zip(bound, columns, strict=True) if e.variant_name() != "Column"},
+        window_ms=window_ms,
     )
     field = Field(relation=None, name=expr.schema_name(), column=column)
     return replace(relation, fields=(*relation.fields, field), ranking=ranking)
+
+
+def _window(relation: Relation, parts: list[Expr]) -> tuple[Relation, list[Expr], int | None]:
+    """The tumbling window of the event time that a partition is cut into, and what it is partitioned by beside it.
+
+    A ``date_bin`` of another column is a partition like any. Raises `UnsupportedQueryError` for other windows.
+    """
+    timed: list[tuple[Expr, Window]] = []
+    plain: list[Expr] = []
+    for part in parts:
+        window = window_of(part) if is_window(part) else None
+        if window is not None and window.function == "tumble" and _is_event_time(relation, window):
+            timed.append((part, window))
+        elif window is None or is_date_bin(part):
+            plain.append(part)
+        else:
+            raise UnsupportedQueryError(
+                f"PARTITION BY {shown(part)}", "rows are numbered within tumble() of the event time, or aggregate first"
+            )
+    if not timed:
+        return relation, parts, None
+    if len(timed) > 1:
+        raise UnsupportedQueryError("two windows in one PARTITION BY", "number the rows within one")
+    ((part, window),) = timed
+    relation = without_bounds(relation)
+    calls = {**relation.calls, bare(part).canonical_name(): WINDOW_START}
+    return replace(relation, calls=calls), plain, window.spans[0]
+
+
+def _is_event_time(relation: Relation, window: Window) -> bool:
+    time = bare(window.time)
+    return time.variant_name() == "Column" and relation.column(*output_name(time)) == relation.stream.event_time
 
 
 def split_bound(relation: Relation, conditions: Sequence[Expr], session: SessionContext) -> tuple[int, list[Expr]]:
@@ -114,15 +150,23 @@ def first_rows(relation: Relation, n: int, names: OperatorNames) -> Relation:
     assert ranking is not None
     stream = relation.stream
     time = stream.event_time
-    if n == 1 and ranking.partition and ranking.order[0][0] == time and time not in ranking.partition:
+    if (
+        n == 1
+        and ranking.window_ms is None
+        and ranking.partition
+        and ranking.order[0][0] == time
+        and time not in ranking.partition
+    ):
         found = _only_row(stream, ranking, names)
         used = any(f.column == ranking.column for f in relation.fields)
         if used:
             found = found.with_column(ranking.column, lit(1))
         return replace(relation, stream=found, ranking=None)
     order = [column_named(c).sort(ascending=a, nulls_first=f) for c, a, f in ranking.order]
-    name = names.claim("top_n", str(n), *ranking.partition)
-    found = stream.top_n(n, ranking.partition, order, with_rank=ranking.column, name=name)
+    words = [*ranking.partition, *([] if ranking.window_ms is None else [str(ranking.window_ms)])]
+    name = names.claim("top_n", str(n), *words)
+    window = ranking.window_ms
+    found = stream.top_n(n, ranking.partition, order, with_rank=ranking.column, window=window, name=name)
     return replace(relation, stream=found, ranking=None)
 
 

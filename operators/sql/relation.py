@@ -8,26 +8,43 @@ the relation (`op` of a changelog) go along unseen.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 from datafusion import Expr, SessionContext
 
 from operators.changelog import OP
+from operators.engine import column_named
 from operators.errors import UnsupportedQueryError
-from operators.sql.expressions import as_expr, rebound
+from operators.sql.expressions import as_expr, bare, rebound
+from operators.stateful.window_aggregate import WINDOW_END, WINDOW_START
 from operators.stream import DataStream
 
-__all__ = ["Field", "Lookup", "Ranking", "Relation", "common_type", "free_name", "uncast", "unseen", "with_columns"]
+__all__ = [
+    "Field",
+    "Lookup",
+    "Ranking",
+    "Relation",
+    "common_type",
+    "free_name",
+    "uncast",
+    "unseen",
+    "with_columns",
+    "without_bounds",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Field:
-    """A column of a relation, and the stream's column that it is."""
+    """A column of a relation, and the stream's column that it is.
+
+    ``repeated``: DataFusion takes it, with the other groups, for a key of the relation, which it is not.
+    """
 
     relation: str | None
     name: str
     column: str
+    repeated: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,13 +53,20 @@ class Ranking:
 
     ``partition``, ``order``: columns of the stream; of ``order`` with whether it ascends and whether nulls come first.
     ``column``: the stream's column that the number would be. ``computed``: expressions, as text, that are columns of
-    the stream because the number needs them.
+    the stream because the number needs them. ``window_ms``: the length of the tumbling windows within which rows are
+    numbered, whose start will be a column too; None for none.
     """
 
     partition: tuple[str, ...]
     order: tuple[tuple[str, bool, bool], ...]
     column: str
     computed: Mapping[str, str]
+    window_ms: int | None = None
+
+    @property
+    def awaited(self) -> tuple[str, ...]:
+        """The columns that are not there yet."""
+        return (self.column,) if self.window_ms is None else (self.column, WINDOW_START)
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -52,11 +76,15 @@ class Ranking:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Relation:
-    """A stream with the columns that the query sees, in their order."""
+    """A stream with the columns that the query sees, in their order.
+
+    ``calls``: calls of window functions, as DataFusion names them, that are columns of the stream.
+    """
 
     stream: DataStream
     fields: tuple[Field, ...]
     ranking: Ranking | None = None
+    calls: Mapping[str, str] = field(default_factory=dict)
 
     def column(self, relation: str | None, name: str) -> str:
         """The stream's column for a column of the query."""
@@ -73,6 +101,8 @@ class Relation:
 
     def bound(self, expr: Expr, session: SessionContext) -> Expr:
         """An expression of the query over the stream's columns."""
+        if self.calls and (column := self.calls.get(bare(expr).canonical_name())):
+            return column_named(column)
         return rebound(expr, self.column, session)
 
     def known(self) -> Relation:
@@ -115,6 +145,18 @@ class Lookup:
 def unseen(stream: DataStream) -> tuple[str, ...]:
     """Columns of a stream that a query does not see: `OP` of a changelog."""
     return (OP,) if stream.updates is not None and stream.updates.changelog else ()
+
+
+def without_bounds(relation: Relation) -> Relation:
+    """The relation over a stream without the columns that a window's result begins with, if they have other names."""
+    stream, fields, calls = relation.stream, list(relation.fields), dict(relation.calls)
+    for name in (WINDOW_START, WINDOW_END):
+        if name in stream.schema.names:
+            new = free_name(f"inner_{name}", stream.schema.names)
+            stream = stream.with_column_renamed(name, new)
+            fields = [replace(found, column=new) if found.column == name else found for found in fields]
+            calls = {call: new if column == name else column for call, column in calls.items()}
+    return replace(relation, stream=stream, fields=tuple(fields), calls=calls)
 
 
 def free_name(name: str, taken: Iterable[str]) -> str:

@@ -18,7 +18,7 @@ from operators.sql.expressions import as_expr, bare, shown
 from operators.sql.names import WINDOW_FUNCTIONS
 from operators.stream import DataStream
 
-__all__ = ["Window", "is_window", "milliseconds_of", "window_of"]
+__all__ = ["Window", "is_date_bin", "is_window", "milliseconds_of", "window_of"]
 
 _NS_PER_MS = 1_000_000
 _MS_PER_DAY = 86_400_000
@@ -50,6 +50,11 @@ def is_window(expr: Expr) -> bool:
     """Whether the expression is a call of a window function, or of ``date_bin``."""
     inner = bare(expr)
     return inner.variant_name() == "ScalarFunction" and inner.rex_call_operator() in (*WINDOW_FUNCTIONS, "date_bin")
+
+
+def is_date_bin(expr: Expr) -> bool:
+    """Whether a call that stands for a window may also be a value like any."""
+    return bare(expr).rex_call_operator() == "date_bin"
 
 
 def window_of(expr: Expr) -> Window:

@@ -99,6 +99,48 @@ REFUSED = {
         "date_bin",
         "origin",
     ),
+    **{
+        f"SELECT n FROM (SELECT n, row_number() OVER (PARTITION BY {window} ORDER BY n) AS rn FROM a) WHERE rn <= 2": (
+            part,
+            instead,
+        )
+        for window, part, instead in (
+            ("hop(t, INTERVAL '1 s', INTERVAL '2 s')", "PARTITION BY hop", "tumble()"),
+            ("tumble(t + INTERVAL '1 s', INTERVAL '2 s')", "PARTITION BY tumble", "event time"),
+            ("tumble(t, INTERVAL '2 s'), date_bin(INTERVAL '1 s', t)", "two windows", "within one"),
+            ("tumble(t, INTERVAL '1 month')", "tumble", "days"),
+        )
+    },
+    "SELECT rn, w FROM (SELECT tumble(t, INTERVAL '2 s') + INTERVAL '1 s' AS w, "
+    "row_number() OVER (PARTITION BY tumble(t, INTERVAL '2 s') ORDER BY n) AS rn FROM a) WHERE rn = 1": (
+        "tumble",
+        "BY",
+    ),
+    **{
+        f"SELECT a.n FROM a JOIN b ON a.k = b.k AND {one} = {other}": (part, instead)
+        for one, other, part, instead in (
+            ("tumble(a.t, INTERVAL '1 s')", "tumble(b.t, INTERVAL '2 s')", "tumble", "the same"),
+            ("tumble(a.t, INTERVAL '1 s')", "hop(b.t, INTERVAL '1 s', INTERVAL '1 s')", "hop", "the same"),
+            ("session(a.t, INTERVAL '1 s')", "session(b.t, INTERVAL '1 s')", "session", "tumble() or hop()"),
+            ("tumble(a.t, INTERVAL '1 s')", "tumble(a.t, INTERVAL '1 s')", "tumble", "both event times"),
+            (
+                "tumble(a.t, INTERVAL '1 s')",
+                "tumble(b.t + INTERVAL '1 s', INTERVAL '1 s')",
+                "tumble",
+                "both event times",
+            ),
+            ("tumble(a.t, INTERVAL '1 s')", "b.t", "tumble", "GROUP BY"),
+        )
+    },
+    **{
+        f"SELECT {columns} FROM (SELECT cumulate(t, INTERVAL '1 s', INTERVAL '4 s') AS w, window_end_time() AS e, "
+        f"count(*) AS c FROM a GROUP BY 1) AS q GROUP BY {groups}": ("cumulate", "window_end_time()")
+        for columns, groups in (
+            ("tumble(w, INTERVAL '4 s') AS x, q.w AS y, max(c) AS m", "1, 2"),
+            ("w, max(c) AS m", "w"),
+            ("w, e, c", "w, e, c"),
+        )
+    },
     "SELECT window_end_time() AS e, k FROM a GROUP BY k": ("without a window", "tumble"),
     "SELECT n, now() AS at FROM a": ("now()", "event"),
     "SELECT n FROM a WHERE random() < 0.5": ("random()", "event"),

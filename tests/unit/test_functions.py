@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from datafusion import functions, lit
+from datafusion import column, functions, lit
 
 from operators import SchemaError, StreamContext, UserFunctionError
 from operators.sinks import MemorySink
@@ -206,3 +206,28 @@ def test_results_of_other_columns_are_refused() -> None:
     with pytest.raises(ValueError, match="timeout"):
         stream.map_async(double_soon, timeout=0)
     assert "map_batches batches.map_batches-double-2: double" in stream.map_batches(double).explain()
+
+
+def test_unnest_gives_a_row_for_each_element_and_none_for_empty_lists_and_nulls() -> None:
+    lists = [[1, None], [], None, [2]]
+    for kind in (pa.list_(pa.int64()), pa.large_list(pa.int64())):
+        table = pa.table({"l x": pa.array(lists, kind), "t": pa.array(range(4), pa.timestamp("ms"))})
+        context = StreamContext(checkpoint_interval=None)
+        sink = MemorySink()
+        stream = context.from_batches([table, table.slice(0, 0)], event_time="t").unnest("l x")
+        assert stream.event_time == "t"
+        stream.sink(sink)
+        context.run()
+        assert sink.table()["l x"].to_pylist() == [1, None, 2]
+        assert sink.table()["t"].cast(pa.int64()).to_pylist() == [0, 0, 3]
+
+
+def test_unnest_needs_a_list_and_rows_that_are_not_corrected() -> None:
+    stream = StreamContext().from_batches([TABLE], event_time="t")
+    with pytest.raises(SchemaError, match="no list but int64"):
+        stream.unnest("v")
+    with pytest.raises(SchemaError, match="no column 'w'"):
+        stream.unnest("w")
+    lists = stream.aggregate("k", functions.array_agg(column("v")).alias("l"))
+    with pytest.raises(SchemaError, match="changelog"):
+        lists.unnest("l")

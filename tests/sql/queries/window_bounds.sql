@@ -83,3 +83,15 @@ WITH marked AS (SELECT *, coalesce(t - lag(t) OVER (PARTITION BY k ORDER BY t) >
 
 SELECT tumble(t, INTERVAL '5 s') AS w, m, count(*) AS c
     FROM (SELECT t, unnest(string_to_array(s || ',' || coalesce(k, 'x'), ',')) AS m FROM a) GROUP BY 1, 2;
+
+SELECT e, sum(c) AS s FROM (SELECT cumulate(t, INTERVAL '1 s', INTERVAL '4 s') AS w, window_end_time() AS e, k,
+    count(*) AS c FROM a GROUP BY 1, k) GROUP BY e;
+-- in DuckDB
+SELECT e, count(*) AS s FROM (SELECT *, win(t, 4) + d * INTERVAL '1 s' AS e FROM a, range(1, 5) AS g(d))
+    WHERE t < e GROUP BY 1;
+
+SELECT tumble(w, INTERVAL '8 s') AS x, k, max(c) AS m FROM (SELECT cumulate(t, INTERVAL '1 s', INTERVAL '4 s') AS w, k,
+    count(*) AS c FROM a GROUP BY 1, 2) GROUP BY 1, 2;
+-- in DuckDB
+SELECT win(w, 8) AS x, k, max(c) AS m FROM (SELECT win(t, 4) AS w, k, d, count(*) AS c FROM a, range(1, 5) AS g(d)
+    WHERE t < win(t, 4) + d * INTERVAL '1 s' GROUP BY 1, 2, 3) GROUP BY 1, 2;
