@@ -3,14 +3,16 @@
 ``base.py`` says what a sink is and draws the commit; ``file_sink.py`` is exactly once, with ``formats.py``
 (Parquet, CSV, JSON lines, Arrow), ``rolls.py`` (stage and publish), ``commit_log.py`` (what was published, and its
 readers), ``partitions.py`` (hive directories), ``pending.py`` (rows that wait in the state) and ``files.py`` (what is
-asked of a filesystem); ``kafka.py`` is exactly once, or at least once; ``callback.py``, ``console.py`` and
-``memory.py`` are at least once. ``kept.py`` is output that waits in the state until it is known to have arrived.
+asked of a filesystem); ``delta.py`` is exactly once, ``kafka.py`` too, or at least once; ``callback.py``,
+``console.py`` and ``memory.py`` are at least once. ``kept.py`` is output that waits in the state until it is known to
+have arrived.
 """
 
 from operators.sinks.base import BoundedSink, Guarantee, Prepared, Sink, SinkContext
 from operators.sinks.callback import CallbackSink, CommittedFunction, ImmediateCallbackSink
 from operators.sinks.commit_log import PublishedFile, PublishedRoll, published_rolls, read_published
 from operators.sinks.console import PrintSink
+from operators.sinks.delta import DeltaSink
 from operators.sinks.file_sink import ArrowSink, CsvSink, FileSink, JsonSink, ParquetSink
 from operators.sinks.kafka import ImmediateKafkaSink, KafkaSink
 from operators.sinks.memory import MemorySink
@@ -21,6 +23,7 @@ __all__ = [
     "CallbackSink",
     "CommittedFunction",
     "CsvSink",
+    "DeltaSink",
     "FileSink",
     "Guarantee",
     "ImmediateCallbackSink",

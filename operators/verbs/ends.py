@@ -9,9 +9,10 @@ from typing import Any, Self
 
 import pyarrow as pa
 
+from operators.changelog import OP, require_append_only
 from operators.flow import EventTimeNode
 from operators.graph import Port, SinkNode, SourceNode, StepNode
-from operators.sinks import ArrowSink, CallbackSink, CsvSink, FileSink, JsonSink, ParquetSink, PrintSink
+from operators.sinks import ArrowSink, CallbackSink, CsvSink, DeltaSink, FileSink, JsonSink, ParquetSink, PrintSink
 from operators.sinks.base import Sink
 from operators.sources.base import DeadLetterSource
 from operators.verbs.base import StreamBase
@@ -89,6 +90,30 @@ class EndVerbs(StreamBase):
     ) -> Self:
         """Write a directory of Arrow IPC files, exactly once; ``options`` as for `operators.sinks.ArrowSink`."""
         return self._write_files(ArrowSink, path, partition_by, name, options)
+
+    def write_delta(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        mode: str | None = None,
+        key: Sequence[str] = (),
+        name: str | None = None,
+        **options: Any,
+    ) -> Self:
+        """Write to a Delta Lake table, exactly once; ``options`` as for `operators.sinks.DeltaSink` (extra ``delta``).
+
+        ``mode``: ``"append"`` (the default), or ``"upsert"``: the table holds the newest row of each ``key``. A stream
+        that corrects itself is always upserted, by its own key unless another is given; rows that are gone are deleted.
+        """
+        updates = self._updates
+        if updates is not None:
+            if mode == "append":
+                require_append_only("write_delta", updates, '; mode="upsert" keeps the rows that are valid')
+            mode, key = "upsert", key or updates.key
+            options = {**options, "changes": OP if updates.changelog else None}
+        self._require("write_delta", [*key, *options.get("partition_by", ())])
+        sink = DeltaSink(path, mode=mode or "append", key=key, **options)
+        return self._end(sink, name, "delta", PurePath(os.fspath(path)).name)
 
     def print(self, *, name: str | None = None, **options: Any) -> Self:
         """Print every batch; ``options`` as for `operators.sinks.PrintSink`."""

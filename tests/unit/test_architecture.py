@@ -28,6 +28,7 @@ DOORS = {
     },
     ("operators", "msgpack"): set(),
     ("operators", "confluent_kafka"): {"library"},
+    ("operators", "deltalake"): {"delta"},
     ("operators", "prompt_toolkit"): {"shell"},
     ("operators", "pygments"): {"statements"},
 }  # fmt: skip
