@@ -1,4 +1,4 @@
-"""The README tells the truth: its examples run, its commands are understood, its links lead somewhere."""
+"""README and guide tell the truth: examples run, commands are understood, links lead somewhere."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from statebackend.cli import _parser as statebackend_parser
 from statebackend.cli import main as statebackend_main
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text()
+PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "GUIDE.md")}
+ALL = "\n".join(PAGES.values())
 ROWS = 2000
 TOO_LARGE = ("bench", "s3://")
 """Of the commands of a store, those that are not run here, only understood."""
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", ALL, re.DOTALL)
 
 
 def commands() -> list[list[str]]:
@@ -96,21 +97,26 @@ def test_every_command_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
         operators_parser().parse_args(words)
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     made = {words[1] for words in commands() if words[0] == "make"}
-    made |= {words.split()[0] for words in re.findall(r"`make ([^`]+)`", README)}
+    made |= {words.split()[0] for words in re.findall(r"`make ([^`]+)`", ALL)}
     assert made
     assert made <= targets
 
 
-def test_every_link_leads_to_a_file_of_the_project() -> None:
-    prose = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_to_a_file_of_the_project_and_a_heading_of_it(page: str) -> None:
+    prose = re.sub(r"```.*?```", "", PAGES[page], flags=re.DOTALL)
     links = [link for link in re.findall(r"\]\(([^)]+)\)", prose) if "://" not in link]
     assert len(links) >= 3
-    assert [link for link in links if not (ROOT / link.split("#")[0]).is_file()] == []
+    for link in links:
+        name, _, heading = link.partition("#")
+        assert (ROOT / (name or page)).is_file(), link
+        titles = re.findall(r"^#+ (.*)$", (ROOT / (name or page)).read_text(), re.MULTILINE) if heading else []
+        assert not heading or heading in [re.sub(r"[^a-z0-9 -]", "", t.lower()).replace(" ", "-") for t in titles], link
 
 
 def test_every_verb_that_is_named_exists() -> None:
     """In the tables of what a stream can do, what it is read from and written by, and that of joins."""
-    rows = [line for line in README.splitlines() if line.startswith("| ")]
+    rows = [line for line in ALL.splitlines() if line.startswith("| ")]
     verbs = {verb for row in rows for verb in re.findall(r"`(?:a\.)?([a-z_]+)(?:\(|`)", row)}
     assert len(verbs) > 30
     assert [verb for verb in sorted(verbs) if not hasattr(DataStream, verb) and not hasattr(StreamContext, verb)] == []
