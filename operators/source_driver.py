@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -16,6 +18,9 @@ from operators.windows import MAX_WATERMARK
 
 __all__ = ["SourceDriver"]
 
+logger = logging.getLogger(__name__)
+
+_SILENCE_S = 30.0
 _WHOLE = frozenset([""])
 """The splits of a source without splits."""
 
@@ -39,6 +44,8 @@ class SourceDriver:
         self.rows_in = 0
         self.waiting = False
         self.position: Any = None if context.job is None else context.job.sources.get(node.operator_id)
+        self._clock = context.clock
+        self._tell_at = context.clock() + _SILENCE_S
         self._schema = node.schema
         self._cursor = context.cursor
         self._time = None if node.event_time is None else SplitWatermarks(node.event_time, node.schema, context.clock)
@@ -183,3 +190,15 @@ class SourceDriver:
     def _hold_back(self) -> None:
         if self._time is not None and self._splits is not None:
             self._splits.pause(self._time.ahead(self._active()))
+            if self._clock() >= self._tell_at:
+                self._tell_of_silence(self._time)
+
+    def _tell_of_silence(self, time: SplitWatermarks) -> None:
+        """Say once why no window closes."""
+        self._tell_at = math.inf
+        if silent := time.silent(self._active()):
+            logger.warning(
+                "%s: event time waits for %d of %d splits, which have brought no rows yet (%s, ...); with "
+                "idle_timeout= it does not wait for such any longer than that",
+                self.operator_id, len(silent), len(self._active()), min(silent),
+            )  # fmt: skip

@@ -278,6 +278,11 @@ class SplitWatermarks:
         before = self._clock() - self.spec.idle_timeout_ms / 1000
         return frozenset(split for split in active if self._last_rows.get(split, self._opened) <= before)
 
+    def silent(self, active: frozenset[str]) -> frozenset[str]:
+        """The splits for which event time waits although they have never brought rows, while others have."""
+        without = frozenset(s for s in active - self.idle(active) if self._tracker(s).watermark is None)
+        return without if len(without) < len(active) else frozenset()
+
     def ahead(self, active: frozenset[str]) -> frozenset[str]:
         """The splits that are too far ahead of the one furthest behind, by ``max_drift_ms``."""
         if self.spec.max_drift_ms is None or len(active) < 2:

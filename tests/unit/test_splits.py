@@ -201,6 +201,20 @@ def test_a_source_that_falls_silent_is_not_waited_for_after_its_timeout() -> Non
     assert len(seen) > 20, "windows were closed while the first source was silent"
 
 
+@pytest.mark.parametrize(("idle_timeout", "told"), [(None, True), (5000, False)])
+def test_a_split_that_never_brings_rows_is_told_of(
+    idle_timeout: int | None, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock()
+    splits = {"busy": Sparse([at(i) for i in range(400)], clock), "silent": Sparse([None] * 400, clock)}
+    context = StreamContext(checkpoint_interval=None, clock=clock)
+    context.from_source(MultiSource(splits), event_time="t", idle_timeout=idle_timeout, name="s").sink(MemorySink())
+    context.run()
+    warnings = [r.getMessage() for r in caplog.records if "event time waits" in r.getMessage()]
+    assert len(warnings) == told
+    assert not told or "s: event time waits for 1 of 2 splits, which have brought no rows yet (silent" in warnings[0]
+
+
 def test_splits_have_one_schema_and_there_is_at_least_one() -> None:
     with pytest.raises(ValueError, match="at least one"):
         MultiSource({})
