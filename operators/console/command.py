@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from operators.console.output import RowFormat
 from operators.console.running import SqlSettings, run_sql
 from operators.errors import BadInputError
 from operators.exit_codes import ExitCode
@@ -60,12 +61,18 @@ def add_sql(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "--checkpoint-interval", type=_seconds, default=1.0, metavar="S", help="seconds between checkpoints (default 1)"
     )
     sql.add_argument(
-        "--rows", type=_positive, default=20, metavar="N", help="rows to show of each batch of a SELECT (default 20)"
+        "--rows", type=_positive, default=20, metavar="N", help="rows of each batch to show in a table (default 20)"
     )
     sql.add_argument(
         "--stop-with-savepoint",
         metavar="NAME",
         help="when a signal (TERM, or Ctrl-C) stops the job, keep its last checkpoint under this name, and exit with 0",
+    )
+    sql.add_argument(
+        "--format",
+        choices=list(RowFormat),
+        default=RowFormat.TABLE,
+        help="of the rows of a SELECT: table (the default), or for programs json or csv, a line for each row",
     )
     sql.add_argument(
         "--upgrade",
@@ -91,6 +98,7 @@ def _run(args: argparse.Namespace) -> ExitCode:
         checkpoint_interval_s=args.checkpoint_interval,
         rows=args.rows,
         stop_with_savepoint=args.stop_with_savepoint,
+        format=RowFormat(args.format),
         upgrade=_upgrade(args.upgrade),
     )
     if settings.stop_with_savepoint is not None and settings.state is None:

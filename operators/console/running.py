@@ -9,7 +9,8 @@ from typing import Any
 import pyarrow as pa
 from rich.console import Console
 
-from operators.console.screen import figures, output_console, progress_shown, show_table
+from operators.console.output import RowFormat, Rows
+from operators.console.screen import figures, progress_shown
 from operators.context import StreamContext
 from operators.errors import JobMismatchError
 from operators.exit_codes import ExitCode
@@ -27,14 +28,15 @@ _JOB = "sql"
 class SqlSettings:
     """What the user may choose; see the help of the command.
 
-    ``state``: None to keep it in memory. ``rows``: to show of each batch. ``upgrade``, ``stop_with_savepoint``: of jobs
-    that keep their state.
+    ``state``: None to keep it in memory. ``rows``: to show of each batch in a table. ``upgrade``,
+    ``stop_with_savepoint``: of jobs that keep their state.
     """
 
     state: str | None = None
     storage_options: Mapping[str, Any] | None = None
     checkpoint_interval_s: float = 1.0
     rows: int = 20
+    format: RowFormat = RowFormat.TABLE
     upgrade: Upgrade | None = None
     stop_with_savepoint: str | None = None
 
@@ -62,18 +64,18 @@ def run_sql(script: str, settings: SqlSettings) -> ExitCode:
 
 def run_answers(context: StreamContext, answers: Sequence[Answer], settings: SqlSettings) -> ExitCode:
     """Show the answers that are there, and run the job that gives the others, if there is one."""
-    output, console = output_console(), Console(stderr=True, highlight=False)
+    output, console = Rows(settings.format, settings.rows), Console(stderr=True, highlight=False)
     if settings.state is None and context.graph.sinks:
         console.print("the state is in memory, and lost with this process; --state URL keeps it", soft_wrap=True)
     streams = 0  # numbered by themselves, so that an EXPLAIN before a SELECT does not give it another name
     for number, answer in enumerate(answers, 1):
         if isinstance(answer, str):
-            output.print(answer, markup=False, soft_wrap=True)
+            output.text(answer)
         elif isinstance(answer, pa.Table):
-            show_table(output, f"answer {number}", answer, settings.rows)
+            output.table(f"answer {number}", answer)
         else:
             streams += 1
-            answer.print(name=f"rows-{streams}", max_rows=settings.rows, console=output)
+            answer.sink(output.sink(), name=f"rows-{streams}")
     if not context.graph.sinks:
         return ExitCode.DONE
     with progress_shown(console) as on_progress:

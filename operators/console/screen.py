@@ -1,4 +1,4 @@
-"""What a job of SQL shows: progress and figures on standard error, rows on standard output."""
+"""What a job of SQL tells of itself on standard error: progress, and figures at its end."""
 
 from __future__ import annotations
 
@@ -7,24 +7,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import pyarrow as pa
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from operators.job import ProgressCallback
 from operators.report import JobProgress, JobResult
-from operators.sinks.console import rows_shown
 
-__all__ = ["figures", "output_console", "progress_shown", "show_table"]
+__all__ = ["figures", "progress_shown"]
 
 _LINE_EVERY_S = 5.0
-_WIDTH = 200
-"""Of tables that go into a file or a pipe, in characters."""
-
-
-def output_console() -> Console:
-    """Where rows go."""
-    return Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
 
 
 @contextmanager
@@ -52,18 +43,9 @@ def figures(result: JobResult) -> str:
     return f"{result.rows_read:,} rows read in {result.seconds:.1f} s{rate}{begun}{late}"
 
 
-def show_table(console: Console, title: str, rows: pa.Table, rows_max: int) -> None:
-    """Print rows that are there."""
-    if not rows.num_rows:
-        console.print(f"{title}: no rows of {', '.join(rows.column_names)}", markup=False)
-        return
-    for batch in rows.combine_chunks().to_batches():
-        console.print(rows_shown(title, batch, rows_max))
-
-
 def _progress(found: JobProgress) -> str:
     of = "" if found.rows_total is None else f" of {found.rows_total:,}"
-    return f"{found.rows_read:,}{of} rows, {len(found.checkpoints)} checkpoints"
+    return f"{found.rows_read:,}{of} rows, {len(found.checkpoints):,} checkpoints"
 
 
 def _lines(console: Console, clock: Callable[[], float]) -> ProgressCallback:

@@ -31,7 +31,7 @@ from operators.sql.names import BOUND_FUNCTIONS, WINDOW_FUNCTIONS
 from operators.sql.relation import unseen
 from operators.stream import DataStream
 
-__all__ = ["RELATION", "planned", "planning_session", "require_read"]
+__all__ = ["RELATION", "planned", "planning_session", "reason_of", "require_read"]
 
 RELATION = b"relation"
 """Key of the metadata of a schema in the session: what it is registered as."""
@@ -125,6 +125,15 @@ def require_read(query: str) -> None:
         raise UnsupportedQueryError(found[0], "DataFusion reads this clause and does nothing; leave it out")
 
 
+def reason_of(session: SessionContext, error: Exception) -> str:
+    """What DataFusion says, and where a table is not found, which ones there are."""
+    reason = str(error).removeprefix("DataFusion error: ")
+    if not re.search(r"\btable '[^']*' not found", reason):
+        return reason
+    names = sorted(session.catalog().schema().names())
+    return f"{reason}; there is {', '.join(names) if names else 'no table yet'}"
+
+
 def planned(session: SessionContext, query: str) -> LogicalPlan:
     """The plan as DataFusion first makes it, before it optimises.
 
@@ -136,7 +145,7 @@ def planned(session: SessionContext, query: str) -> LogicalPlan:
     try:
         return session.sql_with_options(query, options).logical_plan()
     except Exception as error:  # the binding raises bare exceptions
-        reason = str(error).removeprefix("DataFusion error: ")
+        reason = reason_of(session, error)
         if re.search(r"(DDL|DML|Statement) not supported", reason):
             raise UnsupportedQueryError(
                 f"the statement ({reason})", "only queries (SELECT, WITH) are streams; end one with a sink verb"

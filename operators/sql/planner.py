@@ -141,6 +141,11 @@ class _Planner:
 
     def _scan(self, node: TableScan, plan: LogicalPlan) -> Relation | Lookup:
         name = node.table_name()
+        if any(part is not None for part in node.fqn()[:2]):
+            raise UnsupportedQueryError(
+                ".".join(part for part in node.fqn() if part is not None),
+                f"streams and tables are in no schema; write {node.fqn()[2]}",
+            )
         if name in self._tables:
             return Lookup(rows=self._session.table(_quoted(name)).to_arrow_table(), alias=name)
         if name not in self._streams and is_table_function(name):

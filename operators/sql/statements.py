@@ -22,7 +22,7 @@ from pygments.lexers.sql import PostgresLexer
 from pygments.token import Comment, Name, Punctuation, String, Whitespace
 
 from operators.errors import SchemaError, UnsupportedQueryError
-from operators.sql.catalog import require_read
+from operators.sql.catalog import reason_of, require_read
 from statebackend import read_wire, write_wire
 
 __all__ = [
@@ -203,7 +203,7 @@ def _planned(session: SessionContext, text: str) -> LogicalPlan:
     except Exception as error:  # the binding raises bare exceptions
         if "Nested EXPLAIN" in str(error):
             raise UnsupportedQueryError("EXPLAIN of a definition", "explain a SELECT or an INSERT") from error
-        raise SchemaError(f"sql: {str(error).removeprefix('DataFusion error: ')}") from error
+        raise SchemaError(f"sql: {reason_of(session, error)}") from error
 
 
 def _statement(session: SessionContext, plan: LogicalPlan) -> Statement:

@@ -12,6 +12,8 @@ REFUSED = {
     "SELECT n FROM a ORDER BY n": ("ORDER BY", "row_number"),
     "SELECT n FROM a LIMIT 3": ("LIMIT", "row_number"),
     "SELECT n FROM a OFFSET 3": ("LIMIT or OFFSET", "row_number"),
+    "SELECT n FROM public.a": ("public.a", "write a"),
+    "SELECT table_name FROM information_schema.tables": ("information_schema.tables", "no schema"),
     "SELECT 1 AS one": ("without FROM", "stream"),
     "VALUES (1), (2)": ("VALUES", "table"),
     "SELECT * FROM dim": ("tables alone", "stream"),

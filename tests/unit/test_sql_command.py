@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import io
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -64,6 +66,21 @@ def test_rows_go_to_standard_output_and_everything_else_does_not(capsys: pytest.
     for shown in ("stream", "[b]", "and 1 more", "source x", "no rows"):
         assert shown in out
     assert "20 rows read" in err
+
+
+def test_rows_are_lines_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    select = """SELECT k, v, t FROM x WHERE v < 2; SELECT 'a,"b' AS text, CAST(NULL AS INT) AS nothing, 1.5 AS x;"""
+    command = ["sql", script(DEFINITIONS + select), "--state", "state", "--format"]
+    assert main([*command, "json"]) == ExitCode.DONE
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert found[0] == {"text": 'a,"b', "nothing": None, "x": 1.5}
+    assert [(row["k"], row["v"]) for row in found[1:]] == [("a", 0), ("[b]", 1)]
+    assert main([*command, "csv"]) == ExitCode.DONE  # how rows are shown is no part of the job
+    assert list(csv.reader(io.StringIO(capsys.readouterr().out))) == [
+        ["text", "nothing", "x"],
+        ['a,"b', "", "1.5"],
+        ["k", "v", "t"],
+    ]
 
 
 def test_a_script_comes_by_standard_input_where_that_is_no_terminal(
