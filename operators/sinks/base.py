@@ -15,6 +15,8 @@ Invariants every exactly-once sink keeps:
 * Nothing is visible before the manifest that names it is committed.
 * Publishing the same committable twice, also from two processes, changes nothing.
 * Rows written before a barrier are published by that checkpoint or a later one, once.
+
+`operators.testing.check_exactly_once` tests a sink of your own against them, in a pipeline.
 """
 
 from __future__ import annotations

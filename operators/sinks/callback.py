@@ -32,14 +32,20 @@ class CallbackSink:
     it be called again with the same arguments. Nothing is ever called for rows that are not committed.
     It is called from one thread at a time, in the order of ``sequence``. If it raises,
     `UserFunctionError` stops the publication, which begins again there at the next checkpoint.
+
+    ``memory_bytes``: how much may wait for it, in bytes of Arrow memory, before the job stops reading and takes a
+    checkpoint: a slow function holds back the sources.
     """
 
     guarantee = Guarantee.AT_LEAST_ONCE
 
-    def __init__(self, function: CommittedFunction) -> None:
+    def __init__(self, function: CommittedFunction, *, memory_bytes: int = 64 << 20) -> None:
         if not callable(function):
             raise TypeError(f"expected a function, not {type(function).__name__}")
+        if memory_bytes < 1:
+            raise ValueError(f"memory_bytes must be at least 1, not {memory_bytes}")
         self._function = function
+        self._memory_bytes = memory_bytes
         self._context: SinkContext | None = None
         self._publishing = threading.Lock()
 
@@ -57,6 +63,11 @@ class CallbackSink:
     def write(self, batch: pa.RecordBatch) -> None:
         """Keep a batch until its checkpoint is committed; batches without rows are dropped."""
         self._kept.write(conform(self._opened().operator_id, self._schema, batch))
+
+    @property
+    def full(self) -> bool:
+        """Whether as much waits as may; see `BoundedSink`."""
+        return self._context is not None and self._kept.bytes >= self._memory_bytes
 
     def prepare(self, checkpoint_id: int, *, final: bool) -> Prepared:  # noqa: ARG002 - the last one is no other
         """Name the batches since the last barrier; forget those that were acknowledged."""

@@ -11,6 +11,8 @@ Invariants every source keeps:
   one it is from; event time is then followed per split, and is that of the split furthest behind.
 * An input that is not the one the position was taken from is refused (`SourceChangedError`), never
   read as if it were.
+
+`operators.testing.check_source` tests a source of your own against them.
 """
 
 from __future__ import annotations

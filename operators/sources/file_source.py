@@ -6,8 +6,8 @@ partitions come from the names of directories (``operators.hive``).
 
 Invariants:
 
-* A file is compared with what it was when it was identified, before its first row is handed out and, all of it having
-  been read, before its last batch is.
+* A file is compared with what it was when it was identified, before its first row is handed out (where that was not
+  just now) and, all of it having been read, before its last batch is.
 """
 
 from __future__ import annotations
@@ -241,7 +241,8 @@ class FileSource(ABC):
         """The batches of one file; returns the rows so far. One batch is held back until the next one is read."""
         held: tuple[pa.RecordBatch, int] | None = None
         try:
-            self._list.verify(file)
+            if self._files is not None:  # else it was identified just now
+                self._list.verify(file)
             shape = self._shapes.get(file.name) if self._files is not None else self._inspect(file)
             assert shape is not None
             fit, columns = self._fit(file, shape)

@@ -67,6 +67,14 @@ class _Place:
     name: str | None = None
     time_ns: int = 0
     seen: dict[int, int] = field(default_factory=dict)
+    packed: bytes | None = None
+    """``seen`` as a position holds it, once it was asked for."""
+
+    def pack(self) -> bytes:
+        """Made once for all positions in a file."""
+        if self.packed is None:
+            self.packed = b"".join(_SEEN.pack(name, size) for name, size in sorted(self.seen.items()))
+        return self.packed
 
 
 class FollowedFiles:
@@ -123,7 +131,7 @@ class FollowedFiles:
             "check": file.check,
             "ended": ended,
             "time": there.time_ns,
-            "seen": b"".join(_SEEN.pack(name, size) for name, size in sorted(self._place.seen.items())),
+            "seen": self._place.pack(),
         }
 
     def stop(self) -> None:
@@ -154,6 +162,7 @@ class FollowedFiles:
         place.time_ns = max(place.time_ns, there.time_ns)
         if self._follow.order == "time":
             place.seen[_hash(name)] = there.size
+            place.packed = None
         self._found = {name: there}
 
     def _new(self) -> list[tuple[str, Found]]:
@@ -189,7 +198,7 @@ class FollowedFiles:
                 seen[_hash(name)] = size
             elif size is None and there.time_ns >= oldest:
                 fresh[name] = there
-        place.seen = seen
+        place.seen, place.packed = seen, None
         return fresh
 
     def _settled(self, fresh: Mapping[str, Found]) -> dict[str, Found]:

@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from operators import StreamContext
 from operators.errors import OutputVanishedError, SchemaError, SinkOccupiedError, UserFunctionError
 from operators.sinks import (
     CallbackSink,
@@ -749,6 +750,24 @@ def test_replacing_a_local_file_is_all_or_nothing(tmp_path: Path, monkeypatch: p
 
 
 # --- callback ----------------------------------------------------------------------------------------------------
+
+
+def test_a_slow_callback_holds_back_the_sources() -> None:
+    batch = rows(0, 1000)
+    sink = CallbackSink(lambda *_: None, memory_bytes=3 * batch.nbytes)
+    held: list[int] = []
+
+    def look(step: str) -> None:
+        if step == "poll":
+            held.append(sink._kept.bytes)
+
+    context = StreamContext(checkpoint_interval=None, hook=look)
+    context.from_batches([batch] * 60).sink(sink, name="out")
+    result = context.run()
+    assert 3 * batch.nbytes <= max(held) <= 8 * batch.nbytes
+    assert len(result.checkpoints) >= 10
+    with pytest.raises(ValueError, match="memory_bytes"):
+        CallbackSink(print, memory_bytes=0)
 
 
 class Calls:
