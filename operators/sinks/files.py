@@ -8,6 +8,7 @@ object is durable and visible as a whole once it is written.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import posixpath
 import shutil
@@ -124,8 +125,13 @@ class LocalOutputFiles:
         """See `OutputFiles`."""
         path = self._path(directory)
         while path.exists():
-            with contextlib.suppress(FileNotFoundError):  # another process deletes the same files
+            try:
                 shutil.rmtree(path)
+            except FileNotFoundError:
+                continue  # another process deletes the same files
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise  # else one that has stalled, and does not know it yet, has written there meanwhile
 
     def _path(self, name: str) -> Path:
         return self._root / name

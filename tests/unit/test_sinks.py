@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import threading
 import time
 import uuid
@@ -906,3 +907,25 @@ def test_a_print_sink_prints_the_first_rows_and_counts_the_others() -> None:
     assert "and 1 more rows" in printed
     assert printed.count("delay") == 1
     job.close()
+
+
+@pytest.mark.parametrize("interference", ["deletes", "writes"])
+def test_a_directory_is_removed_although_another_process_deletes_or_writes_there(
+    interference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = LocalOutputFiles(tmp_path)
+    files.replace("_staging/1/rows", b"x")
+    rmtree, meanwhile = shutil.rmtree, iter([True])
+
+    def disturbed(path: Path) -> None:
+        if next(meanwhile, False):
+            rmtree(path)
+            if interference == "deletes":
+                raise FileNotFoundError(path)
+            files.replace("_staging/1/late", b"y")
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+        rmtree(path)
+
+    monkeypatch.setattr("operators.sinks.files.shutil.rmtree", disturbed)
+    files.remove_tree("_staging/1")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "_staging"]
