@@ -14,6 +14,7 @@ from datafusion import col, lit
 from datafusion import functions as f
 
 from operators import BadInputError, SchemaError, SourceChangedError, SourceUnavailableError, StreamContext
+from operators.kafka import KafkaSettings
 from operators.sinks import MemorySink
 from operators.sources import IDLE, KafkaSource, SourceBatch
 from operators.sources.kafka.position import KafkaPosition
@@ -532,6 +533,20 @@ def test_a_password_lets_in_and_is_never_told(kafka: KafkaBroker, caplog: pytest
     told += [str(refused.value), repr(refused.value.__cause__), str(unknown.value), repr(unknown.value.__cause__)]
     told += [caplog.text]
     assert not [text for text in told if SASL_PASSWORD in text]
+
+
+def test_what_the_client_library_says_is_told_without_secrets() -> None:
+    secrets = {
+        "sasl.password": "pass-1",
+        "ssl.key.password": "pass-2",
+        "ssl.key.pem": "pem-3",
+        "sasl.oauthbearer.client.secret": "secret-4",
+        "sasl.jaas.config": "jaas-5",
+    }
+    settings = KafkaSettings("host:9092", {**secrets, "sasl.username": "app", "ssl.ca.location": "/ca"})
+    said = settings.redact(f"Invalid value {' '.join(secrets.values())} of app at host:9092 with /ca")
+    assert said == "Invalid value *** *** *** *** *** of app at host:9092 with /ca"
+    assert not [value for value in secrets.values() if value in repr(settings)]
 
 
 def test_who_may_not_use_groups_reads_and_who_may_not_read_is_told(
