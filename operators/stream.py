@@ -13,6 +13,7 @@ from operators.verbs.functions import FunctionVerbs
 from operators.verbs.joins import JoinVerbs
 from operators.verbs.kafka import KafkaVerbs
 from operators.verbs.keyed import KeyedVerbs
+from operators.verbs.postgres import PostgresVerbs
 from operators.verbs.process import ProcessVerbs
 from operators.verbs.stateless import StatelessVerbs
 from operators.verbs.windows import WindowVerbs
@@ -30,6 +31,7 @@ class DataStream(
     FunctionVerbs,
     ProcessVerbs,
     KafkaVerbs,
+    PostgresVerbs,
     EndVerbs,
 ):
     """A stream of record batches with one schema; immutable, and usable by several consumers.

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.kafka import REQUIRED, KafkaBroker, KafkaMissingError, shared_broker
+from tests.support.postgres import REQUIRED as POSTGRES_REQUIRED
+from tests.support.postgres import PostgresMissingError, PostgresServer, postgres_server
 from tests.support.stores import World
 
 # A shell that starts a command in the background has it ignore Ctrl-C, and every process that it starts as well.
@@ -35,6 +37,18 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
     except KafkaMissingError as error:
         if os.environ.get(REQUIRED):
             pytest.fail(f"{error} ({REQUIRED} is set)")
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A real server. Skipped where it cannot be started, unless it is required."""
+    try:
+        with postgres_server() as server:
+            yield server
+    except PostgresMissingError as error:
+        if os.environ.get(POSTGRES_REQUIRED):
+            pytest.fail(f"{error} ({POSTGRES_REQUIRED} is set)")
         pytest.skip(str(error))
 
 

@@ -15,14 +15,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from operators.errors import OutputUncertainError, SinkUnavailableError
+from operators.errors import SinkUnavailableError
 from operators.kafka.producer import RecordSender, TryAgainError, message_bytes_max
 from operators.kafka.records import RECORDS, RecordColumns, RecordMaker
 from operators.kafka.settings import KafkaSettings
 from operators.kafka.transactions import KafkaTransactions, Transactions
 from operators.sinks.base import Guarantee, Prepared, SinkContext, conform
-from operators.sinks.kept import KeptOutput
-from operators.sinks.pending import PendingBatch
+from operators.sinks.kept import KeptOutput, in_parts
 
 __all__ = ["ImmediateKafkaSink", "KafkaSink"]
 
@@ -31,6 +30,7 @@ logger = logging.getLogger(__name__)
 _PAUSE_S = 0.1
 _PAUSE_MAX_S = 2.0
 _TRANSACTION_BYTES = 64 << 20
+_FORGETS = "brokers forget it offsets.retention.minutes after the last output, or when the topic is deleted"
 
 _RESERVED = {
     "bootstrap.servers": "it is bootstrap_servers=",
@@ -248,7 +248,7 @@ class _Publication:
         if not self._in_session:
             self._begin_session(deadline)
         waiting = [kept for committable in committables for kept in self._kept.batches(committable)]
-        for part in _parts(waiting):
+        for part in in_parts(waiting, _TRANSACTION_BYTES):
             self._transactions.begin()
             for kept in part:
                 self._transactions.send(kept.batch, deadline)
@@ -257,7 +257,7 @@ class _Publication:
     def _begin_session(self, deadline: float) -> None:
         self._transactions.init(deadline)
         found = self._transactions.marker(deadline)
-        marker = self._resolve(found)
+        marker = self._kept.resolve(found, self._assume_published, self._place, _FORGETS)
         if marker == found:
             self._kept.acknowledge(marker)
         else:
@@ -270,17 +270,6 @@ class _Publication:
         self._transactions.commit(deadline)
         self._kept.acknowledge(marker)
 
-    def _resolve(self, found: int | None) -> int:
-        """Up to which ordinal the output is in the topic; `OutputUncertainError` if nobody can know."""
-        first, end = self._kept.acknowledged, self._kept.barrier
-        if found is not None and first <= found <= end:
-            return found
-        if found is None and first == end:
-            return end  # nothing was ever sent, or everything is known to have arrived
-        if self._assume_published is not None and first <= self._assume_published <= end:
-            return self._assume_published
-        raise OutputUncertainError(f"{self._place}: {_uncertain(found, first, end)}")
-
     def _lose_session(self) -> None:
         self._in_session = False
         self._transactions.discard()
@@ -288,34 +277,6 @@ class _Publication:
 
 def _no_rows(schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
-
-
-def _uncertain(found: int | None, first: int, end: int) -> str:
-    if found is not None and found > end:
-        return (
-            f"output up to number {found} was published, but the state knows of {end} only: it went back to an older "
-            "checkpoint, or another process has gone on with it. What was published stays. To publish what comes now "
-            f"after it, start the job once with assume_published={end}"
-        )
-    what = "there is no marker any more" if found is None else f"the marker fell back to {found}"
-    return (
-        f"{what} (brokers forget it offsets.retention.minutes after the last checkpoint with output, or when the topic "
-        f"is deleted), so nobody knows whether the committed output number {first} to {end} is in the topic. Look, "
-        f"then start the job once with assume_published={first} to send it, or {end} if it is there"
-    )
-
-
-def _parts(waiting: Sequence[PendingBatch]) -> list[list[PendingBatch]]:
-    """The batches of each transaction, in order: small enough not to time out."""
-    parts: list[list[PendingBatch]] = []
-    size = 0
-    for kept in waiting:
-        if not parts or size + kept.batch.nbytes > _TRANSACTION_BYTES:
-            parts.append([])
-            size = 0
-        parts[-1].append(kept)
-        size += kept.batch.nbytes
-    return parts
 
 
 class ImmediateKafkaSink:

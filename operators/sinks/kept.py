@@ -14,10 +14,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from operators.errors import OutputUncertainError
 from operators.sinks.base import SinkContext
 from operators.sinks.pending import PendingBatch, PendingRows
+from statebackend import FencedError
 
-__all__ = ["KeptOutput"]
+__all__ = ["KeptOutput", "in_parts"]
 
 
 class KeptOutput:
@@ -32,6 +34,7 @@ class KeptOutput:
         self._lock = threading.Lock()
         # Protected by _lock.
         self._ranges: list[dict[str, Any]] = [dict(c) for c in committables]
+        self._resolved = False
         self._barrier = self._pending.next_ordinal
         self._acknowledged = min((r["first"] for r in self._ranges), default=self._barrier)
 
@@ -76,7 +79,52 @@ class KeptOutput:
             first = max(committable["first"], self._acknowledged)
             return [p for p in self._pending.batches if first <= p.ordinal < committable["end"]]
 
+    def resolve(self, found: int | None, assumed: int | None, place: str, forgets: str) -> int:
+        """Up to which ordinal the output has arrived, by what its receiver remembers (``found``; None: nothing).
+
+        Where that does not fit the state ``assumed`` counts, what the user says; without it, or if that does not fit
+        either, `OutputUncertainError`. ``place`` and ``forgets``, how the receiver comes to forget, are for its text.
+
+        Raises `FencedError` when another process has gone on with the output while this one ran.
+        """
+        with self._lock:
+            first, end = self._acknowledged, self._barrier
+            again, self._resolved = self._resolved, True
+        if found is not None and first <= found <= end:
+            return found
+        if found is None and first == end:
+            return end  # nothing was ever sent, or everything is known to have arrived
+        if found is not None and found > end and again:
+            raise FencedError(f"{place}: another process has gone on with this output, up to number {found}")
+        if assumed is not None and first <= assumed <= end:
+            return assumed
+        self._resolved = again
+        if found is not None and found > end:
+            raise OutputUncertainError(
+                f"{place}: output up to number {found} was published, but the state knows of {end} only: it went back "
+                "to an older checkpoint, or another process has gone on with it. What was published stays. To publish "
+                f"what comes now after it, start the job once with assume_published={end}"
+            )
+        what = "the marker is gone" if found is None else f"the marker fell back to {found}"
+        raise OutputUncertainError(
+            f"{place}: {what} ({forgets}), so nobody knows whether the committed output number {first} to {end} is "
+            f"there. Look, then start the job once with assume_published={first} to send it, or {end} if it is there"
+        )
+
     def acknowledge(self, end: int) -> None:
         """Everything below this ordinal has arrived."""
         with self._lock:
             self._acknowledged = max(self._acknowledged, end)
+
+
+def in_parts(waiting: Sequence[PendingBatch], bytes_max: int) -> list[list[PendingBatch]]:
+    """The batches of each transaction, in order: so many bytes, or one batch."""
+    parts: list[list[PendingBatch]] = []
+    size = 0
+    for kept in waiting:
+        if not parts or size + kept.batch.nbytes > bytes_max:
+            parts.append([])
+            size = 0
+        parts[-1].append(kept)
+        size += kept.batch.nbytes
+    return parts

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from operators.changelog import OP, Op, Updates
+from operators.changelog import OP, Updates
 from operators.errors import SchemaError
 from operators.formats import SchemaRegistry
 from operators.kafka.records import Headers, RecordColumns, RecordMaker
 from operators.sinks import Guarantee, ImmediateKafkaSink, KafkaSink
 from operators.verbs.ends import EndVerbs
+from operators.verbs.tombstones import split_changelog
 
 __all__ = ["KafkaVerbs"]
 
@@ -78,7 +78,7 @@ class KafkaVerbs(EndVerbs):
         if (how := _changes(changes, self._updates)) is not None and self._updates is not None:
             keys = _upsert_key(keys, self._updates)
             if self._updates.changelog and how == "upsert":
-                split, rows = _split_changelog, pa.schema([f for f in self._schema if f.name != OP])
+                split, rows = split_changelog, pa.schema([f for f in self._schema if f.name != OP])
         made = RecordColumns(
             format=format,
             columns=columns,
@@ -122,10 +122,3 @@ def _upsert_key(given: list[str] | None, updates: Updates) -> list[str]:
             f"not {given}; leave key= out, or send the changelog itself with changes='rows'"
         )
     return given or list(updates.key)
-
-
-def _split_changelog(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.Array]:
-    """The rows that say what holds from now on, without `OP`, and which of them say that nothing does."""
-    ops = batch.column(OP)
-    kept = batch.filter(pc.not_equal(ops, Op.UPDATE_BEFORE))
-    return kept.drop_columns([OP]), pc.equal(kept.column(OP), Op.DELETE)

@@ -29,6 +29,7 @@ DOORS = {
     ("operators", "msgpack"): set(),
     ("operators", "confluent_kafka"): {"library"},
     ("operators", "deltalake"): {"delta"},
+    ("operators", "psycopg"): {"postgres_session"},
     ("operators", "prompt_toolkit"): {"shell"},
     ("operators", "pygments"): {"statements"},
 }  # fmt: skip

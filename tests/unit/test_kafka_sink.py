@@ -22,7 +22,7 @@ from operators.kafka.settings import KafkaSettings
 from operators.kafka.transactions import KafkaTransactions
 from operators.sinks import BoundedSink, ImmediateKafkaSink, KafkaSink, SinkContext
 from operators.testing import check_exactly_once
-from statebackend import JobState, MemoryStateBackend, MemoryStateSpace, open_backend
+from statebackend import FencedError, JobState, MemoryStateBackend, MemoryStateSpace, open_backend
 from tests.support.kafka import SASL_PASSWORD, SASL_USER, KafkaBroker
 
 SCHEMA = pa.schema([("id", pa.int64()), ("name", pa.string())])
@@ -257,6 +257,19 @@ def test_what_a_zombie_sends_after_its_successor_began_never_becomes_visible(kaf
     zombie.sink.publish(committables)
     successor.write(10)
     successor.checkpoint()
+    assert ids(kafka, topic) == list(range(20))
+
+
+def test_a_process_that_was_only_slow_sends_nothing_once_its_successor_has_gone_on(kafka: KafkaBroker) -> None:
+    topic, space = kafka.create_topic(), MemoryStateSpace()
+    slow = Life(space, KafkaSink(topic, kafka.servers))
+    slow.write(10)
+    committables = slow.commit()
+    successor = Life(space, KafkaSink(topic, kafka.servers))
+    successor.write(10)
+    successor.checkpoint()
+    with pytest.raises(FencedError, match="another process has gone on with this output, up to number 2"):
+        slow.sink.publish(committables)
     assert ids(kafka, topic) == list(range(20))
 
 
