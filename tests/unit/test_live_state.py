@@ -19,6 +19,7 @@ import statebackend
 from operators import StreamContext
 from operators.sinks import MemorySink
 from statebackend import (
+    Aggregation,
     CheckpointGoneError,
     CheckpointNotFoundError,
     JobState,
@@ -27,6 +28,8 @@ from statebackend import (
     StateCatalog,
     StateStore,
     StoreSettings,
+    TableKind,
+    TableSpec,
 )
 from tests.support.stores import KV, World, contents, merged, put
 
@@ -128,7 +131,7 @@ def test_a_barrier_under_way_neither_holds_up_a_query_nor_shows_in_it(store: Sta
 
 
 def test_several_tables_for_other_engines_are_of_one_moment(store: StateStore) -> None:
-    other = statebackend.TableSpec(name="other", schema=KV.schema, key=("key",), kind=KV.kind)
+    other = TableSpec(name="other", schema=KV.schema, key=("key",), kind=KV.kind)
     with statebackend.open_state(store) as catalog:
         put(store, a=1)
         store.table(other).write(pa.record_batch({"key": ["a"], "value": [1]}, schema=KV.schema))
@@ -221,6 +224,31 @@ def test_one_catalog_does_not_hide_another_in_a_session(store: StateStore) -> No
         assert pylist(catalog, query) == [{"label": "first", "value": 1}]
         with pytest.raises(ValueError, match="already"):
             statebackend.open_state(store, session=session)
+
+
+@pytest.mark.parametrize("aggregate", [f.avg(col("v")), f.median(col("v"))], ids=["simple", "opaque"])
+def test_states_in_memory_and_in_files_are_finalised_together(store: StateStore, aggregate: Any) -> None:
+    of = Aggregation.compile(ROWS, [col("k")], [f.count(lit(1)).alias("n"), aggregate.alias("middle")])
+    spec = TableSpec(
+        name="agg",
+        schema=of.merger.state_schema,
+        key=("k",),
+        kind=TableKind.AGGREGATE,
+        aggregation=of.declaration,
+    )
+    with statebackend.open_state(store) as catalog:
+        for step in range(3):
+            keys = pa.array(range(BATCH))
+            for states in of.partial([pa.record_batch([keys, pa.array([step] * BATCH)], schema=ROWS)]):
+                store.table(spec).write(states)
+            if not step:
+                store.flush()
+        # Several scans at once hold all threads of DataFusion, and finalising goes on all the same.
+        union = " UNION ALL ".join(["SELECT n, middle FROM state.agg"] * 8)
+        [row] = pylist(catalog, f"SELECT count(*) AS c, min(n) AS n, max(middle) AS m FROM ({union})")
+        assert row == {"c": 8 * BATCH, "n": 3, "m": 1}
+        assert pylist(catalog, "SELECT sum(a0_count) AS n FROM raw.agg WHERE k = 7") == [{"n": 3}]
+        assert pylist(catalog, "SELECT n FROM state.agg WHERE k = 7") == [{"n": 3}]
 
 
 # --- a job that runs ---
