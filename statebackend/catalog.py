@@ -10,6 +10,7 @@ open in this process (see ``catalog_states.py``), and shows it to DataFusion::
     NAME."TABLE"      of another store, attached under that name: a branch beside the store that it came from
     system.checkpoints, .tables, .files, .compactions, .health, .operators, .sources     what the store knows of itself
 
+An operator that has one table gives it its name: ``state.orders_agg`` is ``state."orders_agg:groups"``.
 System tables have a schema of their own, for a job may well call a table ``files`` or ``checkpoints``. In ``state``
 they are found too, as ``state.checkpoints``, unless the job has a table of that name. A name reaches the store as a
 value that is looked up among those that the manifest holds, never as text of a query. Queries only read: DDL and DML
@@ -49,7 +50,7 @@ from statebackend import display
 from statebackend.aggregate_declaration import Declaration
 from statebackend.backend import Checkpoint
 from statebackend.catalog_states import At, CommittedState, LiveStates, Moment, States, SweptTable
-from statebackend.catalog_system import SYSTEM_TABLES, system_table
+from statebackend.catalog_system import SYSTEM_TABLES, operators_of_one_table, system_table
 from statebackend.checkpoint_reader import CheckpointReader, open_checkpoint
 from statebackend.errors import CheckpointNotFoundError, StateStoreError
 from statebackend.manifest import Manifest
@@ -216,7 +217,7 @@ class StateCatalog:
     @property
     def tables(self) -> list[str]:
         """The names of the tables there are."""
-        return sorted(self._names())
+        return sorted(self._states.now().tables)
 
     @property
     def reads(self) -> ReadMetrics:
@@ -285,7 +286,7 @@ class StateCatalog:
     def raw_table(self, name: str) -> Relation:
         """A table with the partial states as they are stored; other tables as they are. Raises ``KeyError``."""
         shown = self._states.now()
-        table = shown.raw_table(name)
+        table = shown.raw_table(_resolved(shown, name))
         if table.spec.aggregation is None:
             return self._table_of(shown, name)
         return self._relation(table.spec.schema, partial(self._sweep, table, raw=True))
@@ -312,13 +313,15 @@ class StateCatalog:
         location = StoreLocation(url=os.fspath(url), storage_options=storage_options, root_options=root_options)
         reader = self._opened(location, checkpoint_id, savepoint=savepoint)
         self._attached[name] = reader
-        names = frozenset(reader.tables)
+        names = _names_of(reader)
         provide = partial(self._provide, partial(self._table_of, reader))
         self._context.catalog().register_schema(name, _Schema(lambda: names, provide))
 
     def diff(self, name: str, before: At, after: At) -> Relation:
         """What changed in a table between two checkpoints, attached ones among them; see `StateDiff`."""
-        diff = StateDiff.of(name, self._at(before), self._at(after))
+        old, new = self._at(before), self._at(after)
+        known = new if _resolved(new, name) in new.tables else old
+        diff = StateDiff.of(_resolved(known, name), old, new)
         return self._relation(diff.schema, lambda _: diff.rows(), inline=diff.inline)
 
     def close(self) -> None:
@@ -351,10 +354,10 @@ class StateCatalog:
         return self._states.at(at) if reader is None else reader
 
     def _names(self) -> frozenset[str]:
-        return frozenset(self._states.now().tables)
+        return _names_of(self._states.now())
 
     def _table_of(self, shown: Moment, name: str) -> Relation:
-        table = shown.table(name)
+        table = shown.table(_resolved(shown, name))
         layout = table.layout
         return self._relation(layout.result_schema, partial(self._sweep, table), inline=layout.inline)
 
@@ -458,6 +461,16 @@ def _columns(spec: TableSpec) -> list[str]:
     if spec.aggregation is None:
         return list(spec.schema.names)
     return [*spec.key, *(output.name for output in Declaration.decode(spec.aggregation).outputs)]
+
+
+def _names_of(shown: Moment) -> frozenset[str]:
+    """Under which names its tables are found."""
+    return frozenset(shown.tables) | operators_of_one_table(shown.manifest).keys()
+
+
+def _resolved(shown: Moment, name: str) -> str:
+    """The table that is meant by a name."""
+    return operators_of_one_table(shown.manifest).get(name, name)
 
 
 def _literals(args: tuple[Any, ...], count: int, usage: str) -> list[Any]:

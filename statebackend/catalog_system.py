@@ -26,7 +26,7 @@ from statebackend.metrics import METRICS_SCHEMA, to_arrow
 from statebackend.retention import KeptCheckpoint
 from statebackend.sstable import READ_BYTES, SSTableMeta
 
-__all__ = ["SYSTEM_TABLES", "system_table"]
+__all__ = ["SYSTEM_TABLES", "operators_of_one_table", "system_table"]
 
 _TIME = pa.timestamp("ms", "UTC")
 
@@ -123,6 +123,15 @@ SYSTEM_TABLES = {
 """The columns of every system table."""
 
 _Rows = list[dict[str, Any]]
+
+
+def operators_of_one_table(manifest: Manifest) -> dict[str, str]:
+    """The table of every operator that has exactly one, where no other table has the operator's name."""
+    owned: dict[str, list[str]] = {}
+    for table in manifest.tables:
+        if (owner := _operator_of(table, manifest)) is not None:
+            owned.setdefault(owner, []).append(table)
+    return {owner: tables[0] for owner, tables in owned.items() if len(tables) == 1 and owner not in manifest.tables}
 
 
 def system_table(name: str, shown: Moment) -> pa.Table:

@@ -646,6 +646,23 @@ def test_a_name_is_looked_up_and_never_executed(url: str, name: str) -> None:
             catalog.sql('SELECT * FROM state."' + name.replace('"', '""') + '"')
 
 
+def test_the_only_table_of_an_operator_goes_by_its_name(tmp_path: Path) -> None:
+    state = replace(job(0), plan={"orders_agg": {}, "join": {}, "join:left": {}})
+    with StateStore.open(tmp_path / "db", SETTINGS) as store:
+        for step in range(2):
+            for number, name in enumerate(("orders_agg:groups", "join:one", "join:two")):
+                store.table(replace(ORDERS, name=name)).write(orders((number, "a", float(step))))
+            store.checkpoint(state).result(10)
+    with statebackend.open_state(tmp_path / "db") as catalog:
+        for source in ("state.orders_agg", "raw.orders_agg", "state_at('orders_agg', 2)"):
+            assert pylist(catalog, f"SELECT id, price FROM {source}") == [{"id": 0, "price": 1.0}]
+        assert pylist(catalog, "SELECT op FROM state_diff('orders_agg', 1, 2)") == [{"op": "update"}]
+        assert pa.table(catalog.table("orders_agg")).num_rows == 1
+        assert catalog.tables == ["join:one", "join:two", "orders_agg:groups"]
+        with pytest.raises(ValueError, match=r"not found.*tables are"):  # which of its two?
+            catalog.sql("SELECT * FROM state.join")
+
+
 ODD_NAMES = ['a "b"', "o'clock", "a.b.c", "two words", 'x"; DROP TABLE t; --', "ünïcode 表", "SELECT", "checkpoints"]
 
 
