@@ -1,7 +1,7 @@
 """What the thread of a Kafka source does: find the partitions, consume, decode, follow what changes.
 
 Partitions are assigned by us, never by a consumer group, and every offset is said, never asked of the broker: a reset
-is an error (`check_offset`). Nobody answering is waited for, with a line in the log, up to ``unavailable_s``.
+is an error (`check_offset`). A cluster that does not answer is waited for (`Patience`).
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias
 
 from operators.errors import BadInputError, SourceUnavailableError
 from operators.kafka import (
@@ -29,6 +29,7 @@ from operators.kafka import (
     make_client,
     refusal,
 )
+from operators.sources.kafka.patience import Patience
 from operators.sources.kafka.position import KafkaPosition, check_offset, check_topic, partition_of, split_of
 from operators.sources.kafka.records import Piece, RecordDecoder, Records
 
@@ -36,14 +37,9 @@ __all__ = ["FINISHED", "Assigned", "Ended", "Event", "Finished", "KafkaReader", 
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 _CONSUME_S = 0.05
 """How long records are gathered into one batch at most."""
-_RETRY_S = 0.5
 _GROUP_REFUSED = "GROUP_AUTHORIZATION_FAILED"
-_TELL_S = 10.0
-"""How often the log tells that nobody answers."""
 _ANSWER_S = 5.0
 _FIRST_RECORDS = 1024
 
@@ -119,8 +115,9 @@ class KafkaReader:
         self._ends = dict(position.ends) if options.bounded and position.ends is not None else None
         self._active: set[str] = set()
         self._paused: frozenset[str] = frozenset()
-        self._down_since: float | None = None
-        self._told = 0.0
+        what = f"topics {', '.join(topics)}"
+        who = f"the Kafka cluster at {settings.servers}"
+        self._patience = Patience(who, what, options.unavailable_s, self._stop)
         self._said_down: str | None = None
         self._refused: str | None = None
         self._group_refused = False
@@ -157,7 +154,7 @@ class KafkaReader:
         self._consumer = make_client(self._settings, lambda: kafka().Consumer(full, logger=librdkafka_logger))
         try:
             self._cluster = KafkaCluster(self._settings, self._stop, min(_ANSWER_S, options.unavailable_s))
-            yield from self._assign(self._patiently(self._describe))
+            yield from self._assign(self._patience.ask(self._describe))
             yield from self._consume()
             if not self._stop.is_set():
                 yield FINISHED
@@ -183,11 +180,11 @@ class KafkaReader:
                 raise SourceUnavailableError(self._refused)
             if self._said_down is not None:
                 said, self._said_down = self._said_down, None
-                self._down(said)
-            if self._down_since is not None:
+                self._patience.missed(said)
+            if self._patience.is_tried:
                 self._look_whether_back()
             if due is not None and time.monotonic() >= due:
-                yield from self._assign(self._patiently(self._describe))
+                yield from self._assign(self._patience.ask(self._describe))
                 due = time.monotonic() + (interval or 0.0)
 
     # -- records
@@ -207,7 +204,7 @@ class KafkaReader:
             messages, past = self._within_ends(messages)
             ended += past
         if messages:
-            self._back()
+            self._patience.answered()
             self._bytes_each = max(1, sum(map(len, messages)) // len(messages))
             yield from self._decoder.decode(Records.of(messages))
         yield from ended
@@ -234,7 +231,7 @@ class KafkaReader:
         fault = fault_of(message.error())
         said = self._settings.redact(message.error().str())
         if fault is Fault.END:
-            self._back()
+            self._patience.answered()
             split = split_of(message.topic(), message.partition())
             if self._ends is not None and message.offset() >= self._ends[split]:
                 yield from self._end(split)
@@ -243,9 +240,9 @@ class KafkaReader:
         elif fault is Fault.REFUSED:
             raise SourceUnavailableError(refusal(self._settings, said))
         elif fault is Fault.MISSING:
-            self._check_topics(self._patiently(self._describe))
+            self._check_topics(self._patience.ask(self._describe))
         elif fault is Fault.DOWN:
-            self._down(said)
+            self._patience.missed(said)
         elif fault is Fault.OTHER:
             where = f"topic {message.topic()!r}, partition {message.partition()}, offset {message.offset()}"
             raise BadInputError(f"{where}: cannot be read: {said}")
@@ -283,9 +280,9 @@ class KafkaReader:
         first_time = not self._known
         if not new or (not first_time and self._options.bounded):
             return
-        offsets = self._patiently(lambda: self._offsets_of_new(new, first_time=first_time))
+        offsets = self._patience.ask(lambda: self._offsets_of_new(new, first_time=first_time))
         if self._options.bounded and self._ends is None:
-            self._ends = self._patiently(lambda: self._named(new, "latest"))
+            self._ends = self._patience.ask(lambda: self._named(new, "latest"))
         self._known.update(new)
         if not first_time:
             logger.info("Kafka source: found new partitions: %s", ", ".join(offsets))
@@ -312,9 +309,9 @@ class KafkaReader:
 
     def _checked_offsets(self, offsets: Mapping[str, int]) -> dict[str, int]:
         partitions = [partition_of(s) for s in offsets]
-        first = self._patiently(lambda: self._named(partitions, "earliest"))
+        first = self._patience.ask(lambda: self._named(partitions, "earliest"))
         # Records of open transactions are there, although they are not read yet.
-        end = self._patiently(lambda: self._named(partitions, "latest", "read_uncommitted"))
+        end = self._patience.ask(lambda: self._named(partitions, "latest", "read_uncommitted"))
         skip = self._options.skip_lost
         checked = {s: check_offset(s, o, first[s], end[s], skip=skip) for s, o in offsets.items()}
         for split, offset in checked.items():
@@ -373,47 +370,10 @@ class KafkaReader:
         elif fault is Fault.DOWN:
             self._said_down = self._settings.redact(error.str())
 
-    def _down(self, said: str, since: float | None = None) -> None:
-        now = time.monotonic()
-        limit = self._options.unavailable_s
-        if self._down_since is None:
-            self._down_since, self._told = since or now, now - _TELL_S
-        waited = now - self._down_since
-        if waited >= limit:
-            raise SourceUnavailableError(
-                f"the Kafka cluster at {self._settings.servers} did not answer for {limit:.0f} s: {said}; topics "
-                f"{', '.join(self._topics)} are read on from the last checkpoint once the job is started again"
-            )
-        if now - self._told >= _TELL_S:
-            self._told = now
-            logger.warning(
-                "Kafka source: the cluster at %s does not answer (%s); trying again for %.0f s more",
-                self._settings.servers, said, limit - waited,
-            )  # fmt: skip
-
-    def _back(self) -> None:
-        if self._down_since is not None:
-            logger.info("Kafka source: the cluster at %s answers again", self._settings.servers)
-            self._down_since = None
-
     def _look_whether_back(self) -> None:
         try:
             self._check_topics(self._describe())
         except ClusterDownError as error:
-            self._down(str(error))
+            self._patience.missed(str(error))
         else:
-            self._back()
-
-    def _patiently(self, ask: Callable[[], T]) -> T:
-        """Ask until there is an answer."""
-        while True:
-            began = time.monotonic()
-            try:
-                answer = ask()
-            except ClusterDownError as error:
-                self._down(str(error), began)
-                if self._stop.wait(_RETRY_S):
-                    raise StoppedError from error
-            else:
-                self._back()
-                return answer
+            self._patience.answered()
