@@ -69,6 +69,10 @@ def plan_stream(
         return planner.result(plan)
     except (ValueError, TypeError) as error:  # of a verb: wrong durations, and the like
         raise SchemaError(f"sql: {error}") from error
+    except Exception as error:
+        if type(error) is not Exception:  # which the binding raises for all that DataFusion says
+            raise
+        raise SchemaError(f"sql: {str(error).removeprefix('DataFusion error: ')}") from error
 
 
 class _Planner:

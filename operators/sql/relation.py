@@ -196,7 +196,7 @@ def uncast(expr: Expr, schema: pa.Schema, session: SessionContext) -> Expr:
     if expr.variant_name() != "Cast":
         return expr
     column = as_expr(expr.to_variant().expr())
-    if column.variant_name() != "Column":
+    if column.variant_name() != "Column" or column.to_variant().name() not in schema.names:
         return expr
     rows = session.create_dataframe([[pa.RecordBatch.from_pylist([], schema=schema)]])
     same = rows.select(expr).schema().field(0).type == schema.field(column.to_variant().name()).type

@@ -228,13 +228,17 @@ class _Grammar:
         terms = [f"{e} {rng.choice(['ASC', 'DESC'])} NULLS {rng.choice(['FIRST', 'LAST'])}" for e in by if e]
         terms += [f"{c} NULLS LAST" for c in part.unique]
         partition = [rng.choice(part.texts)] if part.texts and rng.random() < 0.8 else []
-        parted = f"PARTITION BY {partition[0]} " if partition else ""
+        windows = [f"tumble({part.time}, INTERVAL '{rng.randint(1, 6)} s')"] if part.time and rng.random() < 0.3 else []
+        parted = f"PARTITION BY {', '.join([*partition, *windows])} " if partition or windows else ""
         number, limit = self._name("i"), rng.choice([1, 1, 2, 4])
         found = self._both(
             part,
             f"""(SELECT * FROM (SELECT *, row_number() OVER ({parted}ORDER BY {", ".join(terms)}) AS {number}
             FROM {{}} AS r) WHERE {number} <= {limit})""",
         )
+        if windows:
+            others = (*part.others, *([part.time] if part.time else []))
+            return replace(found, numbers=(*part.numbers, number), others=others, time=None)
         return replace(found, numbers=(*part.numbers, number), key=(*partition, number))
 
     def _looked_up(self, depth: int) -> Part:
@@ -267,7 +271,10 @@ class _Grammar:
                 "{1} > {0} - INTERVAL '{3} milliseconds' AND {1} <= {0} - INTERVAL '{2} milliseconds'",
             ]
         )
-        conditions.append(bound.format(*times, low * 50, high * 50))
+        span = rng.choice([1, 2, 5])
+        same = f"tumble({times[0]}, INTERVAL '{span} s') = tumble({times[1]}, INTERVAL '{span} s')"
+        windowed = rng.random() < 0.3
+        conditions.append(same if windowed else bound.format(*times, low * 50, high * 50))
         if rng.random() < 0.3:
             conditions.append(f"l.{rng.choice(left.numbers)} <> r.{rng.choice(right.numbers)}")
         if rng.random() < 0.3:
@@ -285,7 +292,7 @@ class _Grammar:
             time, spare = spare, time
         if kind not in ("SEMI", "ANTI"):
             others = (*others, spare)
-        if kind == "FULL":
+        if kind == "FULL" or windowed:
             others, time = (*others, time), None
         listed = ", ".join(columns)
         ours = f"(SELECT {listed} FROM {left.ours} AS l {'LEFT ' if kind in ('SEMI', 'ANTI') else ''}{kind} JOIN"

@@ -77,6 +77,7 @@ REFUSED = {
         "row_number",
         "rn <= n",
     ),
+    "SELECT k, CAST(row_number() OVER (PARTITION BY k ORDER BY n) AS INT) AS r FROM a": ("row_number", "rn <= n"),
     "SELECT tumble(t, INTERVAL '5 s') AS w FROM a": ("tumble", "GROUP BY"),
     "SELECT n FROM a WHERE tumble(t, INTERVAL '5 s') > TIMESTAMP '1970-01-01'": ("tumble", "GROUP BY"),
     "SELECT count(*) FROM a GROUP BY tumble(t, INTERVAL '5 s'), hop(t, INTERVAL '1 s', INTERVAL '2 s')": (
