@@ -13,6 +13,7 @@ The cost per batch is one null count and a minimum and maximum over an integer v
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -74,6 +75,9 @@ class EventTimeSpec:
         return {"column": self.column, "max_disorder_ms": self.max_disorder_ms, "on_bad": str(self.on_bad)}
 
 
+_EVEN_ZONE = re.compile(r"(?:Etc/)?(?:UTC|GMT|Zulu)|Z|[+-]\d\d:?\d\d", re.IGNORECASE)
+
+
 class EventTimeColumn:
     """One timestamp or date column as integers, ``per_ms`` of them to the millisecond.
 
@@ -96,6 +100,11 @@ class EventTimeColumn:
             self._times = 1000 if kind.unit == "s" else 1
         elif not pa.types.is_date64(kind):
             raise TypeError(f"event time column {column!r}: expected a timestamp or a date, found {kind}")
+
+    @property
+    def has_even_days(self) -> bool:
+        """Whether a day has 24 hours; where clocks are changed some have not, and ``t + INTERVAL '1 day'`` heeds it."""
+        return self.zone is None or _EVEN_ZONE.fullmatch(self.zone) is not None
 
     def values(self, batch: pa.RecordBatch) -> Int64Array:
         """The times of a batch without nulls, in ``1/per_ms`` milliseconds; a view where the type allows."""

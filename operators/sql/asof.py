@@ -25,6 +25,7 @@ from operators.sql.expressions import as_expr, bare, conjuncts, output_name, sho
 from operators.sql.names import OperatorNames
 from operators.sql.relation import Field, Relation, free_name, with_columns
 from operators.sql.time_functions import milliseconds_of
+from operators.watermark import EventTimeColumn
 
 __all__ = ["Lateral", "join_newest", "lateral_of"]
 
@@ -184,8 +185,10 @@ def _compared(found: _Correlation, left: Relation, versions: Relation, one: Expr
     if op != ">=" or other.variant_name() != "BinaryExpr" or other.to_variant().op() != "-":
         return False
     variant = other.to_variant()
-    span = milliseconds_of(as_expr(variant.right()))
-    if span is None or span < 0 or _outer_column(left, as_expr(variant.left())) != left.stream.event_time:
+    time = left.stream.event_time
+    even_days = time is not None and EventTimeColumn(left.stream.schema, time).has_even_days
+    span = milliseconds_of(as_expr(variant.right()), even_days=even_days)
+    if span is None or span < 0 or _outer_column(left, as_expr(variant.left())) != time:
         return False
     found.tolerance = span if found.tolerance is None else min(span, found.tolerance)
     return True

@@ -74,14 +74,17 @@ def window_of(expr: Expr) -> Window:
     return Window(function=function, time=operands[0], spans=spans)
 
 
-def milliseconds_of(expr: Expr) -> int | None:
-    """A constant interval in milliseconds; None for any other expression, and for months and parts of milliseconds."""
+def milliseconds_of(expr: Expr, *, even_days: bool) -> int | None:
+    """A constant interval in milliseconds; None for any other expression, and for months and parts of milliseconds.
+
+    ``even_days``: whether days have 24 hours; None for days that have not.
+    """
     value = expr.python_value() if expr.variant_name() == "Literal" else None
     if not isinstance(value, pa.MonthDayNanoIntervalScalar) or not value.is_valid:
         return None
     months, days, nanoseconds = value.as_py()
     whole, rest = divmod(nanoseconds, _NS_PER_MS)
-    return None if months or rest else int(days * _MS_PER_DAY + whole)
+    return None if months or rest or (days and not even_days) else int(days * _MS_PER_DAY + whole)
 
 
 def _milliseconds(expr: Expr, call: Expr) -> int:

@@ -17,6 +17,7 @@ from datafusion import Expr
 
 from operators.errors import SchemaError
 from operators.verbs.join_sides import Joinable, JoinKeys
+from operators.watermark import EventTimeColumn
 
 __all__ = ["JoinConditions", "join_conditions"]
 
@@ -50,17 +51,22 @@ class JoinConditions:
 
 @dataclass(frozen=True, slots=True)
 class _Sum:
-    """So many times the left event time, the right event time, and so many nanoseconds."""
+    """So many times the left event time, the right event time, and so many nanoseconds.
+
+    ``has_days``: whether some of those were said as days.
+    """
 
     left: int = 0
     right: int = 0
     ns: int = 0
+    has_days: bool = False
 
     def minus(self, other: _Sum) -> _Sum:
-        return _Sum(self.left - other.left, self.right - other.right, self.ns - other.ns)
+        return self.plus(_Sum(-other.left, -other.right, -other.ns, other.has_days))
 
     def plus(self, other: _Sum) -> _Sum:
-        return _Sum(self.left + other.left, self.right + other.right, self.ns + other.ns)
+        days = self.has_days or other.has_days
+        return _Sum(self.left + other.left, self.right + other.right, self.ns + other.ns, days)
 
 
 def join_conditions(verb: str, left: Joinable, right: Joinable, conditions: Sequence[Expr]) -> JoinConditions:
@@ -142,11 +148,21 @@ class _Analysis:
             return False
         for (op, _), distance in zip(bounds, distances, strict=True):
             assert distance is not None
+            if distance.has_days and not self._even_days():
+                raise SchemaError(
+                    f"{self._verb}: {part.canonical_name()}: a day has no fixed length in the time zone of the event "
+                    "time; say it in hours"
+                )
             if distance.left == 1:
                 self._bound(op, -distance.ns)
             else:
                 self._bound(_FLIPPED[op], distance.ns)
         return True
+
+    def _even_days(self) -> bool:
+        """Whether a day has 24 hours in the time zones of both event times."""
+        times = [(side.schema, side.event_time) for side in self._sides]
+        return all(time is not None and EventTimeColumn(schema, time).has_even_days for schema, time in times)
 
     def _sum(self, expr: Expr) -> _Sum | None:
         """The expression as a sum of event times and intervals; None if it is none."""
@@ -176,7 +192,7 @@ class _Analysis:
             months, days, nanoseconds = value.as_py()
             if months:
                 raise SchemaError(f"{self._verb}: {expr.canonical_name()}: months have no fixed length; say it in days")
-            return _Sum(ns=days * _NS_PER_DAY + nanoseconds)
+            return _Sum(ns=days * _NS_PER_DAY + nanoseconds, has_days=days != 0)
         return None
 
     def _bound(self, op: str, ns: int) -> None:

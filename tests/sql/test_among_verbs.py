@@ -204,6 +204,22 @@ def test_days_are_event_times_too() -> None:
     assert sorted(sink.table()["total"].to_pylist()) == [4, 6]
 
 
+def test_days_are_no_bound_of_joins_where_clocks_are_changed() -> None:
+    rows = pa.table({"t": pa.array([0], pa.timestamp("us", "Europe/Berlin")), "k": [1], "v": [2]})
+    job = StreamContext()
+    for name in ("o", "r"):
+        job.register(name, job.from_batches([rows], event_time="t", name=name))
+    near = "SELECT o.k FROM o JOIN r ON o.k = r.k AND r.t BETWEEN o.t - INTERVAL '{}' AND o.t"
+    newest = """SELECT o.k, x.v FROM o JOIN LATERAL (SELECT r.v FROM r WHERE r.k = o.k AND r.t <= o.t
+        AND r.t >= o.t - INTERVAL '{}' ORDER BY r.t DESC LIMIT 1) AS x ON true"""
+    with pytest.raises(SchemaError, match="say it in hours"):
+        job.sql(near.format("1 day"))
+    with pytest.raises(UnsupportedQueryError, match="LATERAL"):
+        job.sql(newest.format("1 day"))
+    job.sql(near.format("24 hours"), name="near")
+    job.sql(newest.format("24 hours"), name="newest")
+
+
 def test_a_query_survives_in_the_store_on_disk(tmp_path: Path) -> None:
     query = """SELECT w, k, c FROM (
         SELECT *, row_number() OVER (PARTITION BY w ORDER BY c DESC, k NULLS LAST) AS rn FROM

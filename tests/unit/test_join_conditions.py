@@ -119,6 +119,21 @@ def _count(name: str) -> Expr:
     return functions.count(lit(1)).alias(name)
 
 
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "UTC", "+02:00", None])
+def test_a_day_is_a_bound_where_it_has_24_hours(zone: str | None) -> None:
+    context = StreamContext()
+    rows = pa.table({"t": pa.array([0], pa.timestamp("us", zone)), "k": [1]})
+    left, right = (context.from_batches([rows], event_time="t", name=name) for name in ("left", "right"))
+    right = right.select(col("t").alias("u"), "k")
+    day = [T >= U, U + interval("1 day") >= T]
+    if zone == "Europe/Berlin":
+        with pytest.raises(SchemaError, match=r"no fixed length in the time zone.*hours"):
+            join_conditions("join_on", left, right, day)
+    else:
+        assert join_conditions("join_on", left, right, day).units(1) == (0, 86_400_000)
+    assert join_conditions("join_on", left, right, [T >= U, U + interval("24 hours") >= T]).units(1) == (0, 86_400_000)
+
+
 def test_conditions_that_are_no_join_of_streams_are_refused_with_what_to_write_instead() -> None:
     left, right = streams()
     with pytest.raises(SchemaError, match=r'both sides have a column .k.: say col\("left.k"\)'):
