@@ -161,7 +161,8 @@ class StreamContext(Readers):
         kinds of operators need two names.
 
         The result differs from that of the same query over all rows at once where a stream does: late rows are left
-        out of windows, which begin at multiples of their length since 1970-01-01 00:00 UTC whatever the time zone, and a GROUP BY over no rows at all has no row, even without keys.
+        out of windows, which begin at multiples of their length since 1970-01-01 00:00 UTC whatever the time zone,
+        and a GROUP BY over no rows at all has no row, even without keys.
 
         Raises `SchemaError` for a query that DataFusion does not understand or whose columns do not fit,
         `UnsupportedQueryError` for one that cannot run as a stream; it names the part, and what to write instead.
