@@ -1,6 +1,7 @@
 """A real Kafka broker for tests: one node, started from the jars of the distribution, on loopback.
 
-The jars come through Maven into a cache folder of the user, once. `shared_broker` starts one broker for all processes
+The jars come through Maven into a cache folder of the user, once; ``python -m tests.support.kafka fetch`` does that
+beforehand, where it may take longer than a test. `shared_broker` starts one broker for all processes
 of a test run: the first one that needs it starts ``python -m tests.support.kafka``, the keeper, which starts the
 broker and ends it when nobody needs it any more. Who needs it holds a shared lock on a file, which the kernel lets go
 however a process ends: no broker outlives the tests, not even those that are killed.
@@ -555,4 +556,7 @@ def mock_cluster(brokers: int = 1) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    keep(Path(sys.argv[1]), sys.argv[2])
+    if sys.argv[1:] == ["fetch"]:
+        print("Kafka's jars are in", _classpath())
+    else:
+        keep(Path(sys.argv[1]), sys.argv[2])
