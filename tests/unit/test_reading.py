@@ -200,7 +200,7 @@ def test_one_source_is_read_after_another(live: Any) -> None:
             f"memory://then/{place.parent.name}/{place.name}", name="out", roll_rows=1
         )
 
-    assert check_exactly_once(pipeline, times_per_step=1).rows == {"out": count}
+    assert check_exactly_once(pipeline, times_per_step=1, steps=("poll", "committed")).rows == {"out": count}
 
 
 def test_an_event_time_says_where_the_first_ends_and_the_second_begins() -> None:
