@@ -44,7 +44,8 @@ At = int | str
 """A checkpoint by its id, or by the name of a savepoint."""
 
 _CLOSE_TIMEOUT_S = 10.0
-_OTHERS_MAX = 8
+_OTHERS_MAX = 32
+"""More than one query names: it would lose those that it named first."""
 
 
 class SweptTable(Protocol):

@@ -609,6 +609,16 @@ def test_a_checkpoint_that_is_kept_no_longer_is_gone_and_one_that_never_was_is_n
         statebackend.open_state(tmp_path / "nothing", pin=False)
 
 
+def test_one_query_asks_every_checkpoint_that_is_kept(tmp_path: Path) -> None:
+    with StateStore.open(tmp_path / "db", replace(SETTINGS, retained_checkpoints=12)) as store:
+        for step in range(1, 13):
+            store.table(ORDERS).write(orders((1, "a", float(step))))
+            store.checkpoint(job(step)).result(10)
+    with statebackend.open_state(tmp_path / "db") as catalog:
+        every = " UNION ALL ".join(f"SELECT price FROM state_at('{ORDERS.name}', {step})" for step in range(1, 13))
+        assert pylist(catalog, f"SELECT count(*) AS c, sum(price) AS s FROM ({every})") == [{"c": 12, "s": 78.0}]
+
+
 def test_a_savepoint_keeps_a_checkpoint_that_is_asked_for_by_its_id(tmp_path: Path) -> None:
     with StateStore.open(tmp_path / "db", SETTINGS) as store:
         for step in range(6):
