@@ -164,7 +164,10 @@ class DeltaSink:
             gone = pc.is_in(rows.column(self._changes), value_set=words)
             rows = rows.drop_columns(self._changes)
         source = rows.cast(self._columns).append_column(_GONE, gone)
-        same = " AND ".join(f"target.{_quoted(name)} IS NOT DISTINCT FROM source.{_quoted(name)}" for name in self._key)
+        # In parentheses: IS NOT DISTINCT FROM would take in the AND behind it.
+        same = " AND ".join(
+            f"(target.{_quoted(name)} IS NOT DISTINCT FROM source.{_quoted(name)})" for name in self._key
+        )
         values = {_quoted(name): f"source.{_quoted(name)}" for name in self._columns.names}
         merger = table.merge(source, same, source_alias="source", target_alias="target", commit_properties=properties)
         if self._changes is not None:

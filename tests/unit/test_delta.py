@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datafusion import col
 from datafusion import functions as f
@@ -38,6 +39,19 @@ def test_upserting_is_exactly_once() -> None:
     def pipeline(context: StreamContext, place: Path) -> None:
         stream = context.from_batches(BATCHES, name="in")
         stream.write_delta(place / "table", mode="upsert", key=["id"], name="out")
+
+    report = check_exactly_once(pipeline, times_per_step=1, steps=STEPS, checkpoint_every=1, append_only=False)
+    assert report.rows == {"out": 8}
+
+
+def test_files_through_top_n_into_a_table_are_exactly_once(tmp_path: Path) -> None:
+    for number, batch in enumerate(BATCHES):
+        pq.write_table(pa.Table.from_batches([batch]), tmp_path / f"{number}.parquet")
+
+    def pipeline(context: StreamContext, place: Path) -> None:
+        rows = context.read_parquet(tmp_path, batch_rows=4, name="in")
+        newest = rows.top_n(2, "word", col("n").sort(ascending=False), with_rank="rank")
+        newest.write_delta(place / "table", name="out")
 
     report = check_exactly_once(pipeline, times_per_step=1, steps=STEPS, checkpoint_every=1, append_only=False)
     assert report.rows == {"out": 8}
