@@ -160,6 +160,8 @@ class SlateStateBackend:
 
     def move_tables(self, names: Mapping[str, str | None]) -> None:
         """Not possible here, unless there is nothing to do: the name of a table is part of its keys."""
+        if missing := [name for name in names if name not in self._manifest.tables]:
+            raise ValueError(f"{self._url}: no tables {missing}; there are {sorted(self._manifest.tables)}")
         if names:
             raise StateStoreError(
                 f"{self._url}: tables {sorted(names)} cannot be renamed or dropped in a database of SlateDB"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from statebackend import (
     SchemaChanges,
     SchemaMismatchError,
     StateBackend,
+    StateStoreError,
     StoreClosedError,
     StoreSettings,
     TableKind,
@@ -647,3 +649,46 @@ def test_columns_without_nulls_can_be_deleted_and_read_back(open_again: Open) ->
     assert table.lookup(pa.record_batch([["a", "b"]], schema=strict.remove(1))).hit.to_pylist() == [False, True]
     table.write(pa.record_batch([["a"], [3]], schema=strict))
     assert sorted(rows(table.scan())) == [("a", 3), ("b", 2)]
+
+
+def test_what_is_stored_is_told_before_any_table_is_opened(open_again: Open) -> None:
+    backend = open_again()
+    assert backend.stored_tables() == {}
+    backend.table(KV).write(kv(a=1, b=2))
+    commit(backend)
+    stored = open_again().stored_tables()
+    assert {name: table.spec for name, table in stored.items()} == {KV.name: KV}
+    assert stored[KV.name].rows in (2, None), "None where rows are not counted"
+
+
+def can_move(backend: StateBackend) -> bool:
+    """Moves the tables, unless the backend says that it cannot; then nothing has happened."""
+    try:
+        backend.move_tables({KV.name: "other", LOG.name: None})
+    except StateStoreError:
+        return False
+    return True
+
+
+def test_tables_get_other_names_with_the_next_checkpoint_or_stay_as_they_were(open_again: Open) -> None:
+    backend = open_again()
+    backend.table(KV).write(kv(a=1))
+    backend.table(LOG).write(pa.record_batch({"at": [1], "text": ["x"]}, schema=LOG.schema))
+    commit(backend)
+    backend = open_again()
+    with pytest.raises(ValueError, match="no tables"):
+        backend.move_tables({"nix": None})
+    if not can_move(backend):
+        assert rows(backend.table(KV).scan()) == [("a", 1)]
+        return
+    other = replace(KV, name="other")
+    assert rows(backend.table(other).scan()) == [("a", 1)]
+    assert rows(open_again().table(KV).scan()) == [("a", 1)], "no checkpoint has said so"
+    backend = open_again()
+    backend.move_tables({KV.name: "other", LOG.name: None})
+    backend.table(other).write(kv(b=2))
+    commit(backend)
+    backend = open_again()
+    assert set(backend.stored_tables()) == {"other"}
+    assert sorted(rows(backend.table(other).scan())) == [("a", 1), ("b", 2)]
+    assert rows(backend.table(LOG).scan()) == []
