@@ -346,8 +346,10 @@ class StateCatalog:
             shown = self._states.now()
         except (RuntimeError, TimeoutError, StateStoreError) as error:  # a live one whose job does not run, a lost pin
             return display.no_catalog(error)
-        columns = {name: _columns(spec) for name, spec in shown.tables.items()}
-        return display.catalog(shown.manifest.checkpoint, shown.url, shown.manifest, columns, SYSTEM_TABLES)
+        short = {table: operator for operator, table in operators_of_one_table(shown.manifest).items()}
+        columns = {short.get(name, name): _columns(spec) for name, spec in shown.tables.items()}
+        sizes = {short.get(name, name): table for name, table in shown.manifest.tables.items()}
+        return display.catalog(shown.manifest.checkpoint, shown.url, sizes, columns, SYSTEM_TABLES)
 
     def _at(self, at: At) -> CheckpointReader:
         reader = self._attached.get(at) if isinstance(at, str) else None

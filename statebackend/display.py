@@ -53,12 +53,16 @@ def checkpoint_tables(of: Checkpoint, url: str, state: Manifest) -> Markup:
 
 
 def catalog(
-    of: Checkpoint | None, url: str, state: Manifest, columns: Mapping[str, Sequence[str]], system: Iterable[str]
+    of: Checkpoint | None,
+    url: str,
+    tables: Mapping[str, TableState],
+    columns: Mapping[str, Sequence[str]],
+    system: Iterable[str],
 ) -> Markup:
     """What can be asked: the tables, under the names by which SQL knows them, and their ``columns``."""
     rows = []
     for name, shown in sorted(columns.items()):
-        sizes = _sizes(state.tables[name]) if name in state.tables else (None, None)  # None: all in memory so far
+        sizes = _sizes(tables[name]) if name in tables else (None, None)  # None: all in memory so far
         rows.append((sql_name("state", name), ", ".join(shown), *sizes))
     asked = ("state_at('TABLE', CHECKPOINT)", "state_diff('TABLE', CHECKPOINT, CHECKPOINT)")
     return card(

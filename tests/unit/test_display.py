@@ -122,7 +122,7 @@ def test_a_catalog_shows_the_columns_that_sql_knows(tmp_path: Path) -> None:
     ctx.run()
     with statebackend.open_state(tmp_path / "db", pin=False) as catalog:
         found = texts(shown(catalog))
-        for name, columns in (("totals:groups", f"{HOSTILE}, n"), ("tens", f"window_start_time, {HOSTILE}, m")):
+        for name, columns in (("totals", f"{HOSTILE}, n"), ("tens", f"window_start_time, {HOSTILE}, m")):
             assert found[found.index(f'state."{name}"') + 1] == columns
             assert catalog.sql(f'SELECT * FROM state."{name}"').schema().names == columns.split(", ")
 
