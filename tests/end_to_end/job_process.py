@@ -29,6 +29,7 @@ from operators.exit_codes import exit_code_of
 from operators.sources import KafkaSource, ParquetSource
 from operators.sources.base import IDLE, Idle, Source, SourceBatch
 from statebackend import StateStoreError
+from tests.support.kafka import KafkaBroker
 from tests.support.streams import as_multiset, events
 
 ROWS = 6_000
@@ -49,6 +50,16 @@ def write_events(directory: Path, seed: int, rows: int = ROWS, files: int = 3) -
         part = table.slice(i * rows // files, (i + 1) * rows // files - i * rows // files)
         pq.write_table(part, directory / f"{i}.parquet", row_group_size=500)
     return table
+
+
+def filled_topic(kafka: KafkaBroker, seed: int, rows: int, partitions: int = 3) -> tuple[str, pa.Table]:
+    """A topic of random events, dealt out to the partitions; and all of them."""
+    table = events(seed, rows, disorder_ms=DISORDER_MS)
+    topic = kafka.create_topic(partitions=partitions)
+    counted = table.set_column(0, "t", table["t"].cast(pa.int64())).to_pylist()
+    for partition in range(partitions):
+        kafka.produce(topic, counted[partition::partitions], partition=partition)
+    return topic, table
 
 
 # -- pipelines
@@ -119,6 +130,13 @@ def topic(stream: DataStream, output: str) -> None:
     )
 
 
+def totals(stream: DataStream, output: str) -> None:
+    """A changelog into a table of PostgreSQL: ``output`` is ``URL TABLE``."""
+    url, _, table = output.partition(" ")
+    aggregates = [f.count(lit(1)).alias("n"), f.sum(col("v")).alias("total")]
+    stream.aggregate(["s", "j"], aggregates, name="a").write_postgres(table, url, name="out")
+
+
 PIPELINES: Mapping[str, Callable[[DataStream, str], None]] = {
     "tumbling": tumbling,
     "sliding": sliding,
@@ -126,6 +144,7 @@ PIPELINES: Mapping[str, Callable[[DataStream, str], None]] = {
     "joins": joins,
     "keyed": keyed,
     "topic": topic,
+    "totals": totals,
 }
 
 

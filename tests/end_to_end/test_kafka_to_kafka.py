@@ -15,22 +15,11 @@ import pyarrow as pa
 import pytest
 
 from operators.formats import JsonFormat
-from tests.end_to_end.job_process import DISORDER_MS, KAFKA, JobProcess, build
+from tests.end_to_end.job_process import KAFKA, JobProcess, build, filled_topic
 from tests.support.kafka import KafkaBroker, OwnBroker
-from tests.support.streams import as_multiset, events, one_shot
+from tests.support.streams import as_multiset, one_shot
 
-PARTITIONS = 3
 STEPS = ("poll", "barrier", "drained", "prepared", "handed_over", "committed", "publish", "published")
-
-
-def fill(kafka: KafkaBroker, seed: int, rows: int) -> tuple[str, pa.Table]:
-    """A topic of random events, dealt out to the partitions; and all of them."""
-    table = events(seed, rows, disorder_ms=DISORDER_MS)
-    topic = kafka.create_topic(partitions=PARTITIONS)
-    counted = table.set_column(0, "t", table["t"].cast(pa.int64())).to_pylist()
-    for partition in range(PARTITIONS):
-        kafka.produce(topic, counted[partition::PARTITIONS], partition=partition)
-    return topic, table
 
 
 def expected_of(table: pa.Table) -> pa.Table:
@@ -73,7 +62,7 @@ class Killer:
 def test_a_job_that_dies_at_every_step_of_its_checkpoints_sends_every_window_once(
     kafka: KafkaBroker, tmp_path: Path
 ) -> None:
-    source, table = fill(kafka, 1, 3_000)
+    source, table = filled_topic(kafka, 1, 3_000)
     output = kafka.create_topic(partitions=2)
     place = f"{KAFKA}{kafka.servers}"
     where = {"source": f"{place}/{source}", "output": f"{place}/{output}", "state": tmp_path / "state"}
@@ -89,7 +78,7 @@ def test_a_job_that_dies_at_every_step_of_its_checkpoints_sends_every_window_onc
 
 
 def test_a_process_that_is_killed_sends_every_window_once(kafka: KafkaBroker, tmp_path: Path) -> None:
-    source, table = fill(kafka, 2, 3_000)
+    source, table = filled_topic(kafka, 2, 3_000)
     output = kafka.create_topic(partitions=2)
     place = f"{KAFKA}{kafka.servers}"
     where: dict[str, Any] = {"source": f"{place}/{source}", "output": f"{place}/{output}", "state": tmp_path / "state"}
@@ -114,7 +103,7 @@ def test_soak_kills_of_jobs_from_topic_to_topic_while_the_broker_is_killed_too(
         broker = own.broker
         while done < wanted:
             number += 1
-            source, table = fill(broker, number, 6_000)
+            source, table = filled_topic(broker, number, 6_000)
             output = broker.create_topic(partitions=2)
             place = f"{KAFKA}{broker.servers}"
             where: dict[str, Any] = {
