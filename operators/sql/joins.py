@@ -16,6 +16,7 @@ from operators.sql.names import OperatorNames
 from operators.sql.relation import Field, Lookup, Relation, common_type, free_name, with_columns, without_bounds
 from operators.sql.time_functions import is_window
 from operators.sql.window_joins import SameWindow, join_in_window, same_window, with_starts
+from operators.stream import DataStream
 
 __all__ = ["join_lookup", "join_streams"]
 
@@ -132,7 +133,7 @@ def join_lookup(
     ``kind`` as seen from the stream. Raises `UnsupportedQueryError` for joins that would emit rows of the table by
     themselves, for one without a key, and for an outer join with conditions beside the keys.
     """
-    if kind not in ("Inner", "Left"):
+    if kind not in ("Inner", "Left", "LeftSemi", "LeftAnti"):
         raise UnsupportedQueryError(
             f"a {kind} join with the table {lookup.alias}", "rows of a table come out at their stream's rows only: LEFT"
         )
@@ -148,13 +149,17 @@ def join_lookup(
         raise UnsupportedQueryError(
             f"the join with the table {lookup.alias}", "it needs an equality with one of its columns"
         )
-    if pairs.rest and kind == "Left":
+    if pairs.rest and kind != "Inner":
+        words = {"Left": "LEFT", "LeftSemi": "LEFT SEMI", "LeftAnti": "LEFT ANTI"}[kind]
         raise UnsupportedQueryError(
-            f"the condition {shown(pairs.rest[0])} of a LEFT JOIN with a table",
+            f"the condition {shown(pairs.rest[0])} of a {words} JOIN with a table",
             "only equalities are asked of a table; filter the table in a subquery",
         )
     for one, other in zip(pairs.stream, pairs.rows, strict=True):
         table = _as_wide(table, other, both.stream.schema.field(one).type, lookup.alias)
+    if kind in ("LeftSemi", "LeftAnti"):
+        name = names.claim("lookup", lookup.alias)
+        return replace(relation, stream=_with_or_without(both.stream, table, pairs, kind, name)), []
     stream = both.stream.lookup_join(
         table,
         name=names.claim("lookup", lookup.alias),
@@ -163,6 +168,16 @@ def join_lookup(
         right_on=list(pairs.rows),
     )
     return replace(both, stream=stream), list(pairs.rest)
+
+
+def _with_or_without(stream: DataStream, table: pa.Table, pairs: _Pairs, kind: str, name: str) -> DataStream:
+    """The rows whose key is in a table, each once (LeftSemi), or those whose key is not (LeftAnti)."""
+    keys = table.group_by(list(dict.fromkeys(pairs.rows))).aggregate([])
+    found = free_name("found", [*stream.schema.names, *keys.column_names])
+    keys = keys.append_column(found, pa.repeat(pa.scalar(value=True), keys.num_rows))
+    how = "inner" if kind == "LeftSemi" else "left"
+    joined = stream.lookup_join(keys, how=how, left_on=list(pairs.stream), right_on=list(pairs.rows), name=name)
+    return joined if kind == "LeftSemi" else joined.filter(column_named(found).is_null())
 
 
 def _as_wide(table: pa.Table, name: str, wanted: pa.DataType, alias: str) -> pa.Table:

@@ -417,7 +417,8 @@ def _is_true(condition: Expr) -> bool:
 
 
 def _mirrored(kind: str) -> str:
-    return {"Left": "Right", "Right": "Left"}.get(kind, kind)
+    other = kind.replace("Left", "Right")
+    return kind.replace("Right", "Left") if other == kind else other
 
 
 def _quoted(name: str) -> str:

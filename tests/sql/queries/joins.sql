@@ -80,3 +80,24 @@ SELECT a.n, range AS value FROM a JOIN range(0, 2) ON a.j = range;
 SELECT a.n, g.value FROM a JOIN generate_series(1, 2) AS g ON a.j + 1 = g.value;
 -- in DuckDB
 SELECT a.n, g.value FROM a JOIN generate_series(1, 2) AS g(value) ON a.j + 1 = g.value;
+
+-- Flink, queries/set-ops.md: IN and EXISTS, of a table
+SELECT o.users, o.amount FROM orders AS o LEFT SEMI JOIN product AS p ON o.product_id = p.id;
+-- in DuckDB
+SELECT users, amount FROM orders WHERE product_id IN (SELECT id FROM product);
+
+SELECT o.order_id FROM orders AS o LEFT ANTI JOIN product AS p ON p.id = o.product_id;
+-- in DuckDB
+SELECT order_id FROM orders WHERE product_id NOT IN (SELECT id FROM product);
+
+SELECT a.n FROM a LEFT SEMI JOIN dim ON nullif(a.j, 0) = dim.j;
+-- in DuckDB
+SELECT a.n FROM a SEMI JOIN dim ON nullif(a.j, 0) = dim.j;
+
+SELECT a.n, a.k FROM a LEFT ANTI JOIN (SELECT j FROM dim WHERE label <> 'zero') AS d ON nullif(a.j, 2) = d.j;
+-- in DuckDB
+SELECT a.n, a.k FROM a ANTI JOIN (SELECT j FROM dim WHERE label <> 'zero') AS d ON nullif(a.j, 2) = d.j;
+
+SELECT tumble(t, INTERVAL '5 s') AS w, count(*) AS c FROM a LEFT SEMI JOIN product AS p ON a.j = p.id GROUP BY 1;
+-- in DuckDB
+SELECT tumble(t, INTERVAL '5 s') AS w, count(*) AS c FROM a SEMI JOIN product AS p ON a.j = p.id GROUP BY 1;
