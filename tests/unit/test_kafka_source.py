@@ -51,7 +51,7 @@ class Reading:
     def __exit__(self, *_: object) -> None:
         self.source.close()
 
-    def until(self, reached: Callable[[], bool] = lambda: False, seconds: float = 30) -> Reading:
+    def until(self, reached: Callable[[], bool] = lambda: False, seconds: float = 60) -> Reading:
         """Poll until something is reached, or to the end of the source."""
         deadline = time.monotonic() + seconds
         while not reached():
