@@ -13,8 +13,10 @@ from operators.sql.expressions import CHANGING
 
 __all__ = ["SYSTEM_TABLES", "is_table_function", "reads_tables_only", "rows_of", "scanned"]
 
-SYSTEM_TABLES = frozenset({"information_schema.tables", "information_schema.columns"})
-"""What SHOW TABLES and SHOW COLUMNS read."""
+SYSTEM_TABLES = frozenset(
+    f"information_schema.{name}" for name in ("tables", "views", "columns", "df_settings", "routines", "parameters")
+)
+"""What SHOW TABLES, SHOW COLUMNS, SHOW FUNCTIONS and SHOW ALL read."""
 
 
 def reads_tables_only(plan: LogicalPlan, tables: AbstractSet[str], *, constants: bool = False) -> bool:

@@ -208,6 +208,12 @@ def test_names_are_shown_and_described(place: Path) -> None:
     assert described.to_pylist()[0] == {"column": "t", "type": "timestamp[ms]", "note": "event time"}
 
 
+def test_what_datafusion_knows_is_shown(place: Path) -> None:
+    for answer in context(X).execute("SHOW FUNCTIONS; SHOW ALL; SHOW COLUMNS FROM x"):
+        assert isinstance(answer, pa.Table)
+        assert answer.num_rows > 0
+
+
 def test_explain_shows_operators_and_leaves_nothing_behind(place: Path) -> None:
     job = context(X, SINK)
     query = "SELECT tumble(t, INTERVAL '10 s') AS w, k, count(*) AS c FROM x GROUP BY 1, 2"
