@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import pkgutil
+import subprocess
 from functools import cache
 from pathlib import Path
 
@@ -148,3 +149,12 @@ def test_every_exported_name_exists_and_lists_are_sorted(package: object) -> Non
         module = importlib.import_module(name)
         for exported in getattr(module, "__all__", []):
             assert hasattr(module, exported), f"{name} exports {exported}, which does not exist"
+
+
+def test_the_top_level_holds_what_it_is_for() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a clone: git does not know the files")
+    top = {line.split("/")[0] for line in listed.stdout.splitlines() if not line.startswith(".")}
+    directories = {"statebackend", "operators", "tests", "notebooks"}
+    assert top == directories | {"pyproject.toml", "README.md", "LICENSE", "Makefile", "BENCHMARKS.md", "CHANGELOG.md"}
