@@ -106,7 +106,8 @@ def test_the_state_of_another_job_is_refused(tmp_path: Path, capfd: pytest.Captu
     build("tumbling", source=tmp_path / "in", state=tmp_path / "state", output=tmp_path / "out").run()
     assert cli.main([*SMALL, "--state", str(tmp_path / "state")]) == ExitCode.FAILED
     err = capfd.readouterr().err
-    assert err.startswith("error: the job failed: JobMismatchError: the state was written by job 'tumbling'")
+    assert err.startswith("error: the job failed: JobMismatchError: the state (checkpoint ")
+    assert "was written by job 'tumbling', this is job '" in err
     assert "Traceback" not in err
 
 

@@ -164,7 +164,7 @@ def test_a_block_that_was_read_holds_no_memory_of_its_neighbours(world: World, c
 def test_neighbours_are_read_together_but_not_a_large_file_at_once(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sstable, "_READ_BYTES", 50_000)
+    monkeypatch.setattr(sstable, "READ_BYTES", 50_000)
     table = wide([1000] * 500)
     run(world.objects.put(table.meta.name, table.data))
     sizes = []
