@@ -26,7 +26,7 @@ exit codes:
   1    failed, or the outputs differ
   2    wrong usage
   3    fenced: another process has taken over the state; do not restart this one
-  130  interrupted
+  130  interrupted by Ctrl-C (SIGTERM: 0, after a last checkpoint)
 """
 
 

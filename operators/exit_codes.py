@@ -6,21 +6,33 @@ supervised copies would fence each other for ever.
 
 from __future__ import annotations
 
+import signal
 from enum import IntEnum
 
+from operators.report import JobOutcome, JobResult
 from statebackend import FencedError
 
-__all__ = ["ExitCode", "exit_code_of"]
+__all__ = ["ExitCode", "exit_code_of", "exit_code_of_result"]
 
 
 class ExitCode(IntEnum):
-    """DONE; FAILED: start it again when the cause is gone; USAGE; FENCED: leave it; INTERRUPTED by Ctrl-C."""
+    """What a supervisor does next.
+
+    DONE: nothing, also after SIGTERM, for which a job takes its last checkpoint; FAILED: start it again when the cause
+    is gone; USAGE; FENCED: leave it; INTERRUPTED by Ctrl-C.
+    """
 
     DONE = 0
     FAILED = 1
     USAGE = 2
     FENCED = 3
     INTERRUPTED = 130
+
+
+def exit_code_of_result(result: JobResult) -> ExitCode:
+    """The exit code of a process whose job ended with this result."""
+    asked = result.signal == signal.SIGTERM or result.savepoint is not None
+    return ExitCode.DONE if asked or result.outcome is JobOutcome.FINISHED else ExitCode.INTERRUPTED
 
 
 def exit_code_of(error: BaseException) -> ExitCode:

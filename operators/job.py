@@ -128,7 +128,7 @@ class Job:
         interrupts = Interrupts(self._stop)
         try:
             with interrupts.installed(enabled=self._settings.handle_signals):
-                return self._keep(self._run(interrupts))
+                return replace(self._keep(self._run(interrupts)), signal=interrupts.number)
         except Exception as error:
             # DataFusion turns a KeyboardInterrupt in a Python callback into a bare Exception.
             if interrupts.aborted or "KeyboardInterrupt" in str(error):

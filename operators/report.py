@@ -72,6 +72,7 @@ class JobResult:
     """What a run did. ``restored_from`` is the checkpoint id, ``restored_positions`` are by source id.
 
     ``savepoint``: under which name a job that was stopped kept its last checkpoint, if that was asked for.
+    ``signal``: the number of the one that stopped it, if one did.
     """
 
     outcome: JobOutcome
@@ -83,6 +84,7 @@ class JobResult:
     restored_from: int | None
     restored_positions: Mapping[str, Any]
     savepoint: str | None = None
+    signal: int | None = None
 
     @property
     def late_rows(self) -> int:

@@ -39,6 +39,7 @@ class Interrupts:
 
     def __init__(self, stop: threading.Event) -> None:
         self.aborted = False
+        self.number: int | None = None  # of the signal that asked for the stop
         self._stop = stop
         self._polling = False
         self._woken = False
@@ -74,6 +75,7 @@ class Interrupts:
         if self._stop.is_set():
             self.aborted = True
             raise KeyboardInterrupt(f"signal {number}, the second one: aborted without a last checkpoint")
+        self.number = number
         self._stop.set()
         if self._polling:
             self._woken = True

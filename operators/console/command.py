@@ -35,7 +35,8 @@ statements:
   KAFKA), static a table to join streams with, sink what INSERT INTO writes to. The rows of a SELECT are printed. All
   INSERTs and SELECTs of a script are one job.
 
-exit codes: 0 done, 1 failed, 2 wrong usage, 3 fenced by another process, 130 interrupted (the state is kept)
+exit codes: 0 done, 1 failed, 2 wrong usage, 3 fenced by another process, 130 interrupted by Ctrl-C (the
+  state is kept; after SIGTERM 0)
 """
 
 
@@ -44,8 +45,8 @@ def add_sql(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     sql = commands.add_parser(
         "sql",
         help="run a script of streaming SQL as one job, or a shell",
-        description="Run a script of streaming SQL as one job. Without FILE: a shell, in which every statement is a "
-        "job of its own, or the script on standard input if that is no terminal. Progress goes to standard error.",
+        description="Run a script of streaming SQL as one job. Without FILE: a shell, in which every statement is a\n"
+        "job of its own, or the script on standard input if that is no terminal. Progress goes to\nstandard error.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -13,7 +13,7 @@ from operators.console.output import RowFormat, Rows
 from operators.console.screen import figures, progress_shown
 from operators.context import StreamContext
 from operators.errors import JobMismatchError
-from operators.exit_codes import ExitCode
+from operators.exit_codes import ExitCode, exit_code_of_result
 from operators.plan_diff import Upgrade
 from operators.report import JobOutcome
 from operators.sql.script import Answer
@@ -81,11 +81,9 @@ def run_answers(context: StreamContext, answers: Sequence[Answer], settings: Sql
     with progress_shown(console) as on_progress:
         result = context.run(on_progress)
     console.print(figures(result), soft_wrap=True)
-    if result.outcome is JobOutcome.FINISHED:
-        return ExitCode.DONE
     if result.savepoint is not None:
         console.print(f"stopped; its state is kept as the savepoint {result.savepoint!r}", soft_wrap=True)
-        return ExitCode.DONE
-    kept = "" if settings.state is None else "; the same command goes on from there"
-    console.print(f"stopped{kept}", soft_wrap=True)
-    return ExitCode.INTERRUPTED
+    elif result.outcome is JobOutcome.STOPPED:
+        kept = "" if settings.state is None else "; the same command goes on from there"
+        console.print(f"stopped{kept}", soft_wrap=True)
+    return exit_code_of_result(result)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from operators.exit_codes import ExitCode
+from operators.exit_codes import ExitCode, exit_code_of_result
 from operators.nexmark.dataset import DatasetSettings, write_dataset
 from operators.nexmark.model import NexmarkConfig
 from operators.nexmark.queries import QUERIES
@@ -145,17 +145,16 @@ def _run(args: argparse.Namespace) -> ExitCode:
     )
     console = Console(stderr=True, highlight=False)
     with progress_bar(console, args.query, run.counter.total) as advance:
-        outcome, report = run.run(advance)
+        result, report = run.run(advance)
     begun = "" if report.restored_from is None else f", restored from checkpoint {report.restored_from}"
     figures = f"event {report.events:,} after {report.seconds:.1f} s, {report.events_per_second:,.0f} events/s{begun}"
     console.print(f"{args.query}: {figures}; {report.rows_out:,} rows published", soft_wrap=True)
-    if outcome is JobOutcome.STOPPED:
+    if result.outcome is JobOutcome.STOPPED:
         kept = "" if args.stop_with_savepoint is None else f" its state is the savepoint {args.stop_with_savepoint!r};"
         console.print(f"stopped;{kept} the same command goes on from there", soft_wrap=True)
     sys.stdout.write(report.line() + "\n")
     sys.stdout.flush()
-    done = outcome is JobOutcome.FINISHED or args.stop_with_savepoint is not None
-    return ExitCode.DONE if done else ExitCode.INTERRUPTED
+    return exit_code_of_result(result)
 
 
 def _list(_: argparse.Namespace) -> ExitCode:

@@ -16,7 +16,7 @@ from operators.nexmark.counter import EventCounter, kill_this_process
 from operators.nexmark.model import EVENT_TIME
 from operators.nexmark.queries import Query
 from operators.nexmark.source import EventFiles
-from operators.report import JobOutcome
+from operators.report import JobResult
 from operators.sinks import published_rolls
 from operators.stream import DataStream
 from statebackend import StateBackend
@@ -121,7 +121,7 @@ class QueryRun:
             settings.output, query.partition_by, name="output", roll_rows=_ROLL_ROWS, roll_seconds=_ROLL_S
         )
 
-    def run(self, on_progress: Callable[[int], None] = lambda _: None) -> tuple[JobOutcome, RunReport]:
+    def run(self, on_progress: Callable[[int], None] = lambda _: None) -> tuple[JobResult, RunReport]:
         """Run to the end of the input, or until a signal stops it; raises as `Job.run` does."""
         result = self.context.run(lambda _: on_progress(self.counter.passed))
         end = time.perf_counter() if self._last_publication is None else self._last_publication
@@ -141,7 +141,7 @@ class QueryRun:
             checkpoint_bytes=sum(checkpoint.bytes for checkpoint in result.checkpoints),
             restored_from=result.restored_from,
         )
-        return result.outcome, report
+        return result, report
 
     def _on_step(self, step: str) -> None:
         if step == "published":

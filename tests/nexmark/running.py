@@ -44,8 +44,8 @@ def _crash() -> None:
 
 def run(query: str, events: Path, directory: Path, **options: object) -> RunReport:
     """To the end; ``options`` as in `RunSettings`."""
-    outcome, report = QueryRun(QUERIES[query], Place(directory).settings(events, **options), kill=_crash).run()
-    assert outcome is JobOutcome.FINISHED
+    result, report = QueryRun(QUERIES[query], Place(directory).settings(events, **options), kill=_crash).run()
+    assert result.outcome is JobOutcome.FINISHED
     return report
 
 

@@ -88,18 +88,24 @@ def test_a_run_after_the_end_adds_nothing(ordered: Path, tmp_path: Path) -> None
     assert_equals_reference("w", ordered, tmp_path)
 
 
-def test_ctrl_c_takes_a_checkpoint_and_the_same_command_goes_on(
-    ordered: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_signal_makes_it_take_a_checkpoint_and_the_same_command_goes_on(
+    number: int,
+    code: int,
+    ordered: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     @contextmanager
     def interrupting_bar(*_: object) -> Iterator[Callable[[int], None]]:
-        once = iter([signal.SIGINT])
+        once = iter([number])
         yield lambda _: next((signal.raise_signal(number) for number in once), None)
 
     arguments = command("w", ordered, tmp_path, "--batch-rows", "1000")
     with monkeypatch.context() as patch:
         patch.setattr("operators.nexmark.command.progress_bar", interrupting_bar)
-        assert main(arguments) == 130
+        assert main(arguments) == code
     captured = capsys.readouterr()
     stopped = report_of(captured.out)
     assert 0 < stopped["events"] < EVENTS

@@ -92,19 +92,20 @@ def test_a_script_comes_by_standard_input_where_that_is_no_terminal(
         assert "42" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, ExitCode.INTERRUPTED), (signal.SIGTERM, ExitCode.DONE)])
 def test_the_first_signal_stops_a_job_gracefully(
-    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    number: int, code: ExitCode, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = ParquetSink.write
 
     def interrupted(self: ParquetSink, batch: pa.RecordBatch) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
         write(self, batch)
 
     command = ["sql", script(DEFINITIONS + "INSERT INTO o SELECT k, v FROM x;"), "--state", "state"]
     with monkeypatch.context() as patch:
         patch.setattr(ParquetSink, "write", interrupted)
-        assert main(command) == ExitCode.INTERRUPTED
+        assert main(command) == code
     assert "the same command goes on from there" in capsys.readouterr().err
     assert main(command) == ExitCode.DONE
     assert rows(place) == 20
