@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, MutableMapping, MutableSequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeAlias, TypeVar, overload
+from typing import Any, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,7 @@ __all__ = [
     "MapState",
     "ProcessContext",
     "StateCell",
+    "TimerWords",
     "ValueState",
     "declared_states",
 ]
@@ -161,6 +162,14 @@ class KeyedProcess:
         raise NotImplementedError
 
 
+class TimerWords(NamedTuple):
+    """Timers that a function set, or took back: times in epoch ms, and the number of the key of each."""
+
+    times: Int64Array
+    keys: Int64Array
+    is_set: bool
+
+
 class KeyedBatch:
     """What a `KeyedBatchProcess` is called with, and how it answers.
 
@@ -191,7 +200,8 @@ class KeyedBatch:
         self.new_state: pa.RecordBatch | None = None
         self.cleared: npt.NDArray[np.bool_] | None = None
         self.changed: npt.NDArray[np.bool_] | None = None
-        self.timers: list[tuple[Int64Array, Int64Array]] = []
+        self.timers: list[TimerWords] = []
+        self.processing_timers: list[TimerWords] = []
 
     def emit(self, rows: pa.RecordBatch) -> None:
         """Rows of the declared schema."""
@@ -210,11 +220,29 @@ class KeyedBatch:
 
     def set_timers(self, times_ms: Int64Array, keys: Int64Array | None = None) -> None:
         """Event-time timers: one per key, or of the keys with these numbers."""
+        self.timers.append(self._words("set_timers", times_ms, keys, is_set=True))
+
+    def delete_timers(self, times_ms: Int64Array, keys: Int64Array | None = None) -> None:
+        """Forget these event-time timers, where there are any; those that are due with the present ones fire.
+
+        Of one time and key the last word counts.
+        """
+        self.timers.append(self._words("delete_timers", times_ms, keys, is_set=False))
+
+    def set_processing_timers(self, times_ms: Int64Array, keys: Int64Array | None = None) -> None:
+        """Call `KeyedBatchProcess.on_processing_timers` when the wall clock has passed these times."""
+        self.processing_timers.append(self._words("set_processing_timers", times_ms, keys, is_set=True))
+
+    def delete_processing_timers(self, times_ms: Int64Array, keys: Int64Array | None = None) -> None:
+        """Forget these processing timers, where there are any."""
+        self.processing_timers.append(self._words("delete_processing_timers", times_ms, keys, is_set=False))
+
+    def _words(self, name: str, times_ms: Int64Array, keys: Int64Array | None, *, is_set: bool) -> TimerWords:
         index = np.arange(self.keys.num_rows) if keys is None else np.asarray(keys, dtype=np.int64)
         times = np.asarray(times_ms, dtype=np.int64)
         if len(index) != len(times):
-            raise SchemaError(f"set_timers: {len(times)} times for {len(index)} keys")
-        self.timers.append((times, index))
+            raise SchemaError(f"{name}: {len(times)} times for {len(index)} keys")
+        return TimerWords(times, index, is_set)
 
 
 class KeyedBatchProcess:
@@ -232,4 +260,8 @@ class KeyedBatchProcess:
 
     def on_timers(self, batch: KeyedBatch) -> None:
         """Event time has passed these timers, one per key."""
+        raise NotImplementedError
+
+    def on_processing_timers(self, batch: KeyedBatch) -> None:
+        """The wall clock has passed these timers, one per key."""
         raise NotImplementedError

@@ -12,7 +12,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from operators.engine import StatelessPlan, Step
 from operators.errors import SchemaError
 from operators.functions import OnError, all_rows
 from operators.graph import Port, StateNote
-from operators.process import KeyedBatch, KeyedBatchProcess, KeyedProcess, declared_states
+from operators.process import KeyedBatch, KeyedBatchProcess, KeyedProcess, TimerWords, declared_states
 from operators.rows import combined, group_codes
 from operators.runtime import BaseOperator, BuildContext, Output, user_error
 from operators.stateful.process_state import BatchState, KeyStates
@@ -96,6 +96,8 @@ class Process(BaseOperator):
         self._times = None if node.event_time is None else EventTimeColumn(node.input_schema, node.event_time)
         self._watermark = context.watermark(node.operator_id)
         self._timers = Timers(context.backend, f"{node.operator_id}:timers", node.keys.schema)
+        self._clock_timers = Timers(context.backend, f"{node.operator_id}:processing_timers", node.keys.schema)
+        self._now_ms = self._clock_timers.passed or 0
         self._expiry = (
             None if node.ttl_ms is None else Timers(context.backend, f"{node.operator_id}:expiry", node.keys.schema)
         )
@@ -127,6 +129,13 @@ class Process(BaseOperator):
             self._forget(watermark)
         super().on_watermark(watermark)
 
+    def on_processing_time(self, now_ms: int) -> None:
+        """Fire what is due by the clock."""
+        self._now_ms = max(now_ms, self._now_ms)
+        due = self._clock_timers.take_due(self._now_ms)
+        if due.num_rows:
+            self._fire(self._call_clock_timers(due))
+
     # -- what the forms do
 
     def _call(self, batch: pa.RecordBatch, keys: pa.RecordBatch, key_index: Int64Array) -> pa.RecordBatch:
@@ -135,6 +144,10 @@ class Process(BaseOperator):
 
     def _call_timers(self, due: pa.RecordBatch) -> pa.RecordBatch:
         """Call the function for timers; the timers that it set in the past meanwhile."""
+        raise NotImplementedError
+
+    def _call_clock_timers(self, due: pa.RecordBatch) -> pa.RecordBatch:
+        """The same for timers of processing time."""
         raise NotImplementedError
 
     def _drop(self, keys: pa.RecordBatch, times: Int64Array) -> None:
@@ -192,22 +205,11 @@ class _RowProcess(Process):
         self._states = KeyStates(
             context.backend, node.operator_id, node.keys.schema, declared_states(type(function)), node.ttl_ms
         )
-        name = f"{node.operator_id}:processing_timers"
-        self._clock_timers = Timers(context.backend, name, node.keys.schema)
-        self._now_ms = self._clock_timers.passed or 0
 
     @property
     def uses_processing_time(self) -> bool:
         """If the function has timers of processing time."""
         return type(self._function).on_processing_timer is not KeyedProcess.on_processing_timer
-
-    def on_processing_time(self, now_ms: int) -> None:
-        """Fire what is due by the clock."""
-        self._now_ms = max(now_ms, self._now_ms)
-        due = self._clock_timers.take_due(self._now_ms)
-        if due.num_rows:
-            times, keys = self._clock_timers.split(due)
-            self._fire(self._run_timers(times, keys, self._function.on_processing_timer))
 
     def _call(self, batch: pa.RecordBatch, keys: pa.RecordBatch, key_index: Int64Array) -> pa.RecordBatch:
         skip = self._node.on_error is OnError.SKIP
@@ -233,6 +235,10 @@ class _RowProcess(Process):
     def _call_timers(self, due: pa.RecordBatch) -> pa.RecordBatch:
         times, keys = self._timers.split(due)
         return self._run_timers(times, keys, self._function.on_timer)
+
+    def _call_clock_timers(self, due: pa.RecordBatch) -> pa.RecordBatch:
+        times, keys = self._clock_timers.split(due)
+        return self._run_timers(times, keys, self._function.on_processing_timer)
 
     def _run_timers(
         self, times: Int64Array, keys: pa.RecordBatch, function: Callable[[int, Any], Any]
@@ -286,6 +292,11 @@ class _BatchProcess(Process):
             context.backend, node.operator_id, node.keys.schema, function.state, with_end=node.ttl_ms is not None
         )
 
+    @property
+    def uses_processing_time(self) -> bool:
+        """If the function has timers of processing time."""
+        return type(self._function).on_processing_timers is not KeyedBatchProcess.on_processing_timers
+
     def _call(self, batch: pa.RecordBatch, keys: pa.RecordBatch, key_index: Int64Array) -> pa.RecordBatch:
         ends = self._ends(batch, keys.num_rows, key_index)
         times = np.zeros(keys.num_rows, dtype=np.int64)
@@ -300,8 +311,15 @@ class _BatchProcess(Process):
         return self._answer(call, ends)
 
     def _call_timers(self, due: pa.RecordBatch) -> pa.RecordBatch:
+        return self._run_timers(*self._timers.split(due), self._function.on_timers)
+
+    def _call_clock_timers(self, due: pa.RecordBatch) -> pa.RecordBatch:
+        return self._run_timers(*self._clock_timers.split(due), self._function.on_processing_timers)
+
+    def _run_timers(
+        self, times: Int64Array, keys: pa.RecordBatch, function: Callable[[KeyedBatch], None]
+    ) -> pa.RecordBatch:
         """Each call has a key once, so several timers of one key take several calls."""
-        times, keys = self._timers.split(due)
         code, _ = group_codes(keys.columns, keys.num_rows)
         order = np.argsort(code, kind="stable")
         begins = np.append(True, code[order][1:] != code[order][:-1])
@@ -315,9 +333,9 @@ class _BatchProcess(Process):
                 keys.take(pa.array(here)), events, np.zeros(0, dtype=np.int64), times[here], self._watermark
             )
             try:
-                self._function.on_timers(call)
+                function(call)
             except Exception as error:
-                raise user_error(self.operator_id, f"timers up to {self._watermark} ms", error) from error
+                raise user_error(self.operator_id, f"timers up to {times[here].max()} ms", error) from error
             late.append(self._answer(call, None))
         return combined(late, late[0].schema)
 
@@ -327,8 +345,9 @@ class _BatchProcess(Process):
         self._states.write(call, ends)
         for rows in call.emitted:
             self.output.emit(self._conform(rows))
-        late = [self._timers.set(times, call.keys.take(pa.array(index))) for times, index in call.timers]
-        return combined(late, self._timers.schema)
+        clock = [words._replace(times=np.maximum(words.times, self._now_ms)) for words in call.processing_timers]
+        _apply_last(self._clock_timers, call.keys, clock)
+        return _apply_last(self._timers, call.keys, call.timers)
 
     def _drop(self, keys: pa.RecordBatch, times: Int64Array) -> None:
         self._states.drop(keys, times)
@@ -340,6 +359,22 @@ def _apply(timers: Timers, keys: pa.RecordBatch, words: Mapping[tuple[int, int],
     times = np.asarray([time for _, time in words], dtype=np.int64)
     chosen = np.fromiter(words.values(), dtype=bool, count=len(words))
     timers.delete(times[~chosen], keys.take(pa.array(index[~chosen])))
+    return timers.set(times[chosen], keys.take(pa.array(index[chosen])))
+
+
+def _apply_last(timers: Timers, keys: pa.RecordBatch, words: Sequence[TimerWords]) -> pa.RecordBatch:
+    """The same for many timers at once: of one time and key the last word counts."""
+    if not words:
+        return combined([], timers.schema)
+    times = np.concatenate([some.times for some in words])
+    index = np.concatenate([some.keys for some in words])
+    chosen = np.repeat([some.is_set for some in words], [len(some.times) for some in words])
+    if not chosen.all():
+        order = np.lexsort((np.arange(len(times)), times, index))
+        times, index, chosen = times[order], index[order], chosen[order]
+        last = np.append((times[1:] != times[:-1]) | (index[1:] != index[:-1]), True)
+        times, index, chosen = times[last], index[last], chosen[last]
+        timers.delete(times[~chosen], keys.take(pa.array(index[~chosen])))
     return timers.set(times[chosen], keys.take(pa.array(index[chosen])))
 
 

@@ -348,6 +348,73 @@ def test_timers_of_processing_time_follow_the_clock() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("stops", [0, 3])
+def test_timers_of_processing_time_of_the_batch_form_follow_the_clock(stops: int, tmp_path: Path) -> None:
+    now = [100.0]
+
+    class Timeouts(KeyedBatchProcess):
+        """Of each row two timers; the later one is taken back by the next row of the key."""
+
+        schema = pa.schema([("k", pa.string()), ("rows", pa.int64()), ("time", pa.int64())])
+        state = pa.schema([("rows", pa.int64()), ("last", pa.int64())])
+
+        def process(self, batch: KeyedBatch) -> None:
+            at = batch.events["at"].to_numpy()  # one row of each key in a batch, in the order of keys
+            order = np.argsort(batch.key_index)
+            rows = batch.state["rows"].fill_null(0).to_numpy(zero_copy_only=False) + 1
+            last = batch.state["last"].fill_null(0).to_numpy(zero_copy_only=False)
+            batch.delete_processing_timers(last + 900)
+            batch.set_processing_timers(at[order] + 900)
+            batch.set_processing_timers(at[order] + 100)
+            batch.put(pa.record_batch([pa.array(rows), pa.array(at[order])], schema=self.state))
+
+        def on_processing_timers(self, batch: KeyedBatch) -> None:
+            assert batch.events.num_rows == 0
+            columns = [batch.keys["k"], batch.state["rows"], pa.array(batch.times)]
+            batch.emit(pa.record_batch(columns, schema=self.schema))
+
+    steps = [100_000, 100_500, 101_000, 103_000]  # timers fire after the batch whose time has passed them
+    batches = [
+        pa.record_batch({"k": ["a", "b"][: 2 - number % 2], "at": [at] * (2 - number % 2)})
+        for number, at in enumerate(steps)
+    ]
+
+    def pipeline(inputs: Any) -> Any:
+        def tick(batch: pa.RecordBatch) -> pa.RecordBatch:
+            now[0] = batch["at"][0].as_py() / 1000
+            return batch
+
+        stream = inputs["in"].map_batches(tick, batches[0].schema)
+        return {"out": stream.process("k", Timeouts(), name="p")}
+
+    found = survive(
+        pipeline, {"in": batches}, crashes=0, stops=stops, incident_chance=0.6,
+        directory=tmp_path, event_time=None, clock=lambda: now[0],
+    )["out"]  # fmt: skip
+    assert sorted(zip(*found.to_pydict().values(), strict=True)) == [
+        ("a", 2, 100_100), ("a", 3, 100_600), ("a", 4, 101_100),
+        ("b", 1, 100_100), ("b", 2, 101_100), ("b", 2, 101_900),
+    ]  # fmt: skip
+
+
+def test_a_batch_function_takes_timers_back_and_the_last_word_counts() -> None:
+    class Words(KeyedBatchProcess):
+        schema = pa.schema([("time", pa.int64())])
+        state = pa.schema([("rows", pa.int64())])
+
+        def process(self, batch: KeyedBatch) -> None:
+            batch.set_timers(np.array([1000, 2000, 3000]), np.zeros(3, dtype=np.int64))
+            batch.delete_timers(np.array([2000]))
+            batch.delete_timers(np.array([3000]))
+            batch.set_timers(np.array([3000]))
+
+        def on_timers(self, batch: KeyedBatch) -> None:
+            batch.emit(pa.record_batch([pa.array(batch.times)], schema=self.schema))
+
+    found, _ = run([0], Words())
+    assert found["time"].to_pylist() == [1000, 3000]
+
+
 def test_wrong_uses_are_refused_when_the_stream_is_built() -> None:
     stream = StreamContext().from_batches(TABLE, event_time="t")
     with pytest.raises(TypeError, match="KeyedProcess"):
