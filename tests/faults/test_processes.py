@@ -233,6 +233,9 @@ def test_a_file_that_may_not_grow_fails_the_checkpoint_until_it_may(tmp_path: Pa
 
 
 LOST = """
+    with StateStore.open(directory + "-loads-modules") as other:  # which may be readable for root alone
+        put(other, a=1)
+        other.checkpoint(job(1)).result(60)
     if os.geteuid() == 0:  # permissions mean nothing to root
         os.setgroups([])
         os.setgid(65534)
