@@ -207,7 +207,7 @@ def test_a_sink_that_is_full_holds_back_the_sources(tmp_path: Path, slow: bool) 
 
     def look(step: str) -> None:
         if step == "poll":
-            staging = sum(b.nbytes for roll in sink._unpublished.values() for b in roll.batches or ())
+            staging = sum(b.nbytes for roll in tuple(sink._unpublished.values()) for b in roll.batches or ())
             held.append(sink._chunk_bytes + sink._pending.bytes + staging)
             reading.set()
         elif step == "stage" and slow:
