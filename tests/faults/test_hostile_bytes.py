@@ -43,6 +43,7 @@ from tests.support.hostile import (
     refusal,
     try_manifest,
 )
+from tests.support.memory import peak_bytes
 from tests.unit.test_golden import aggregation
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -138,14 +139,14 @@ def in_a_small_process(kind: str, first: int, last: int) -> None:
 def main(kind: str, first: int, last: int) -> None:
     """Run cases under a limit of address space, and compare the peak of memory before and after."""
     run_cases(kind, 0, 6)  # what is loaded and allocated once
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_bytes()
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     limit = size + (2 << 30)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     for start in range(first, last, 100):
         print(f"{kind} {start}", flush=True)
         run_cases(kind, start, min(start + 100, last))
-    grown_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    grown_mb = (peak_bytes() - before) >> 20
     assert grown_mb < MEMORY_MB, f"took {grown_mb:.0f} MB"
 
 

@@ -248,10 +248,11 @@ STATE_BYTES = 30 * (BUDGET.memory_bytes + BUDGET.cache_bytes)
 def test_the_process_stays_near_the_budget_with_a_state_ten_times_larger(tmp_path: Path, value_bytes: int) -> None:
     """The store's own accounting at each step, and the peak of the process, compared with what it was before."""
     code = """
-        import resource, sys
+        import sys
         import numpy as np, pyarrow as pa
         from statebackend import *
         from tests.faults.test_memory_budget import BUDGET, STATE_BYTES
+        from tests.support.memory import peak_bytes
         from tests.support.stores import job
         rng, value_bytes = np.random.default_rng(1), int(sys.argv[2])
         rows = (1 << 20) // value_bytes
@@ -265,9 +266,6 @@ def test_the_process_stays_near_the_budget_with_a_state_ten_times_larger(tmp_pat
             )
             return pa.record_batch([pa.array(np.arange(start, start + rows)), values], schema=schema)
 
-        def peak():
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
         with StateStore.open(sys.argv[1], BUDGET) as store:
             table, before, count = store.table(spec), 0, 0
             while count * value_bytes < STATE_BYTES:
@@ -279,7 +277,7 @@ def test_the_process_stays_near_the_budget_with_a_state_ten_times_larger(tmp_pat
                 assert held.indexes < 1 << 20, held
                 if count == 40 * rows:
                     store.checkpoint(job(1)).result(60)
-                    before = peak()
+                    before = peak_bytes()
             store.checkpoint(job(2)).result(60)
             for _ in range(20):
                 keys = pa.record_batch({"key": rng.integers(0, count, 10)})
@@ -293,7 +291,7 @@ def test_the_process_stays_near_the_budget_with_a_state_ten_times_larger(tmp_pat
                 cut = [None if n in (0, 64) else n << 58 for n in (low, low + 1)]
                 found += sum(b.num_rows for b in table.scan(["key"], hash_range=(cut[0], cut[1])))
             assert found == count
-            print((peak() - before) >> 20)
+            print((peak_bytes() - before) >> 20)
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "db"), str(value_bytes)],
