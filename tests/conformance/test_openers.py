@@ -52,7 +52,7 @@ def race(place: Place, rounds: int) -> None:
 
 
 # A round over S3 is some 200 requests, each of which costs s3fs several milliseconds of computing.
-ROUNDS = {"local": 100, "memory": 25, "obstore-memory": 15, "s3": 3, "obstore-s3": 5}
+ROUNDS = {"local": 100, "memory": 100, "obstore-memory": 100, "s3": 6, "obstore-s3": 12}
 
 
 @pytest.mark.parametrize(("kind", "rounds"), ROUNDS.items())

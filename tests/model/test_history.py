@@ -430,7 +430,7 @@ class HistoryMachine(RuleBasedStateMachine):
 
 
 HistoryMachine.TestCase.settings = settings(
-    max_examples=30,
+    max_examples=50,
     stateful_step_count=30,
     deadline=None,
     derandomize=True,

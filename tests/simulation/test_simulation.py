@@ -11,8 +11,8 @@ import pytest
 
 from tests.simulation.simulate import FIRST_SHARED, Profile, simulate
 
-SEEDS = 120
-SHARED_SEEDS = 40
+SEEDS = 200
+SHARED_SEEDS = 60
 CHUNK = 20
 
 
