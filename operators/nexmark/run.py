@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import pyarrow as pa
 
 from operators.context import StreamContext
 from operators.nexmark.counter import EventCounter, kill_this_process
+from operators.nexmark.memory import peak_bytes
 from operators.nexmark.model import EVENT_TIME
 from operators.nexmark.queries import Query
 from operators.nexmark.source import EventFiles
@@ -134,7 +133,7 @@ class QueryRun:
             events=self.counter.passed,
             seconds=round(seconds, 3),
             events_per_second=round(events / seconds, 1) if seconds > 0 else 0.0,
-            peak_rss_mib=round(_peak_rss_kib() / 1024, 1),
+            peak_rss_mib=round(peak_bytes() / (1 << 20), 1),
             rows_out=sum(roll.rows for roll in published_rolls(self._settings.output)),
             checkpoints=len(result.checkpoints),
             checkpoint_sync_ms_p50=round(statistics.median(pauses), 3) if pauses else None,
@@ -153,13 +152,3 @@ def _without_views(stream: DataStream) -> DataStream:
     """Text as plain strings: some functions of DataFusion make string views, with which not every reader can work."""
     views = [field.name for field in stream.schema if pa.types.is_string_view(field.type)]
     return stream.cast(dict.fromkeys(views, pa.string())) if views else stream
-
-
-def _peak_rss_kib() -> int:
-    """Of this program. On Linux ``getrusage`` would tell the peak of who started it, where that is larger."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

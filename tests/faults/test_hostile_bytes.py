@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from operators.nexmark.memory import peak_bytes
 from statebackend import CorruptionError, StateStoreError
 from statebackend.aggregate_declaration import Declaration
 from statebackend.format import ObjectKind
@@ -43,7 +44,6 @@ from tests.support.hostile import (
     refusal,
     try_manifest,
 )
-from tests.support.memory import peak_bytes
 from tests.unit.test_golden import aggregation
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -252,7 +252,7 @@ def test_the_process_stays_near_the_budget_with_a_state_ten_times_larger(tmp_pat
         import numpy as np, pyarrow as pa
         from statebackend import *
         from tests.faults.test_memory_budget import BUDGET, STATE_BYTES
-        from tests.support.memory import peak_bytes
+        from operators.nexmark.memory import peak_bytes
         from tests.support.stores import job
         rng, value_bytes = np.random.default_rng(1), int(sys.argv[2])
         rows = (1 << 20) // value_bytes
