@@ -16,7 +16,7 @@ General layout, from the ground up (each module imports only from those above it
     process                       functions with keyed state and timers: what the user writes
     stateful                      operators that keep state, one module per family
     source_driver  pipeline       how what was built becomes what runs
-    plan_diff  upgrade*           from the state of one plan to another
+    wrapped_backend  plan_diff  upgrade*   from the state of one plan to another
     report  checkpoint  job       the run: barriers, commits, the loop
     verbs  stream  sql  reading   the user's face
     context

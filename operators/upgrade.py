@@ -18,7 +18,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,9 +28,8 @@ from operators.pipeline import build_pipeline
 from operators.plan_diff import UPGRADES, PlanDiff, Upgrade, digest_of, identity_of, owner_of
 from operators.runtime import BuildContext, Cursor, Operator
 from operators.upgrade_report import Problem, column_changes, report, told
+from operators.wrapped_backend import WrappedBackend
 from statebackend import (
-    Checkpoint,
-    Health,
     JobState,
     MemoryStateBackend,
     SchemaChanges,
@@ -38,7 +37,6 @@ from statebackend import (
     StateStoreError,
     StateTable,
     StoredTable,
-    StoreId,
     TableSpec,
 )
 
@@ -136,51 +134,21 @@ def declared_tables(nodes: Sequence[Node], clock: Callable[[], float]) -> dict[s
         empty.close()
 
 
-@dataclass(frozen=True, slots=True)
-class ChangedTables:
+class ChangedTables(WrappedBackend):
     """A backend whose tables are opened with what an upgrade says of their columns."""
 
-    inner: StateBackend
-    changes: Mapping[str, SchemaChanges]
-
-    @property
-    def store_id(self) -> StoreId:
-        """That of the backend."""
-        return self.inner.store_id
-
-    @property
-    def restored(self) -> Checkpoint | None:
-        """That of the backend."""
-        return self.inner.restored
+    def __init__(self, inner: StateBackend, changes: Mapping[str, SchemaChanges]) -> None:
+        super().__init__(inner)
+        self._changes = changes
 
     def table(self, spec: TableSpec) -> StateTable:
         """The table; what is said of columns that it does not have is passed over."""
-        changes = self.changes.get(owner_of(spec.name, self.changes))
+        changes = self._changes.get(owner_of(spec.name, self._changes))
         if changes is not None:
             defaults = {name: value for name, value in changes.defaults.items() if name in spec.schema.names}
             dropped = [name for name in changes.dropped if name not in spec.schema.names]
             spec = replace(spec, changes=replace(changes, defaults=defaults, dropped=dropped))
-        return self.inner.table(spec)
-
-    def stored_tables(self) -> Mapping[str, StoredTable]:
-        """Those of the backend."""
-        return self.inner.stored_tables()
-
-    def move_tables(self, names: Mapping[str, str | None]) -> None:
-        """Move them in the backend."""
-        self.inner.move_tables(names)
-
-    def checkpoint(self, job: JobState, prepare: Sequence[Callable[[], None]] = ()) -> Future[Checkpoint]:
-        """A checkpoint of the backend."""
-        return self.inner.checkpoint(job, prepare)
-
-    def health(self) -> Health:
-        """That of the backend."""
-        return self.inner.health()
-
-    def close(self, deadline_s: float = 30.0) -> None:
-        """Close the backend."""
-        self.inner.close(deadline_s)
+        return super().table(spec)
 
 
 def _moved_watermarks(

@@ -23,8 +23,8 @@ checkpoint is forgotten by a kill, and comes again with the replay.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import pyarrow as pa
@@ -38,16 +38,14 @@ from operators.sinks.base import Guarantee, Prepared, SinkContext, conform
 from operators.source_driver import SourceDriver
 from operators.sources import SourceBatch
 from operators.stream import DataStream
+from operators.wrapped_backend import WrappedBackend
 from statebackend import (
     Checkpoint,
-    Health,
     JobState,
     MemoryStateBackend,
     MemoryStateSpace,
     StateBackend,
     StateTable,
-    StoredTable,
-    StoreId,
     TableSpec,
     open_backend,
 )
@@ -319,36 +317,13 @@ class _Collector:
         """Nothing is held."""
 
 
-@dataclass(slots=True)
-class _Recorded:
+class _Recorded(WrappedBackend):
     """A backend that remembers its tables."""
 
-    inner: StateBackend
-    tables: dict[str, StateTable] = field(default_factory=dict)
-
-    @property
-    def store_id(self) -> StoreId:
-        return self.inner.store_id
-
-    @property
-    def restored(self) -> Checkpoint | None:
-        return self.inner.restored
+    def __init__(self, inner: StateBackend) -> None:
+        super().__init__(inner)
+        self.tables: dict[str, StateTable] = {}
 
     def table(self, spec: TableSpec) -> StateTable:
-        self.tables[spec.name] = self.inner.table(spec)
+        self.tables[spec.name] = super().table(spec)
         return self.tables[spec.name]
-
-    def stored_tables(self) -> Mapping[str, StoredTable]:
-        return self.inner.stored_tables()
-
-    def move_tables(self, names: Mapping[str, str | None]) -> None:
-        self.inner.move_tables(names)
-
-    def checkpoint(self, job: JobState, prepare: Sequence[Callable[[], None]] = ()) -> Future[Checkpoint]:
-        return self.inner.checkpoint(job, prepare)
-
-    def health(self) -> Health:
-        return self.inner.health()
-
-    def close(self, deadline_s: float = 30.0) -> None:
-        self.inner.close(deadline_s)
