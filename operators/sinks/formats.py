@@ -129,14 +129,12 @@ class ArrowFormat:
         return opened.read_all().cast(schema)
 
 
-@dataclass(frozen=True, slots=True)
-class CsvFormat:
-    """CSV with a header line: null is nothing, empty text is ``""``; ``compression``: none, gzip or zstd."""
+class _Text:
+    """What the formats of text share: the codecs that there are, and names of files that tell them."""
 
-    compression: str = "none"
-    delimiter: str = ","
-    kind: str = "csv"
-    title: str = "CSV"
+    __slots__ = ()
+    compression: str
+    kind: str
 
     def __post_init__(self) -> None:
         _require_codec(self.compression, _TEXT_SUFFIXES)
@@ -148,8 +146,18 @@ class CsvFormat:
 
     @property
     def suffix(self) -> str:
-        """``.csv`` and that of the compression."""
-        return f".csv{_TEXT_SUFFIXES[self.compression]}"
+        """That of the format and that of the compression."""
+        return f".{self.kind}{_TEXT_SUFFIXES[self.compression]}"
+
+
+@dataclass(frozen=True, slots=True)
+class CsvFormat(_Text):
+    """CSV with a header line: null is nothing, empty text is ``""``; ``compression``: none, gzip or zstd."""
+
+    compression: str = "none"
+    delimiter: str = ","
+    kind: str = "csv"
+    title: str = "CSV"
 
     def check(self, schema: pa.Schema) -> None:
         """See `FileFormat`."""
@@ -173,25 +181,12 @@ class CsvFormat:
 
 
 @dataclass(frozen=True, slots=True)
-class JsonFormat:
+class JsonFormat(_Text):
     """JSON lines: an object for each row, without its nulls; ``compression``: none, gzip or zstd."""
 
     compression: str = "none"
     kind: str = "json"
     title: str = "JSON"
-
-    def __post_init__(self) -> None:
-        _require_codec(self.compression, _TEXT_SUFFIXES)
-
-    @property
-    def details(self) -> Mapping[str, Any]:
-        """See `FileFormat`."""
-        return _details(self)
-
-    @property
-    def suffix(self) -> str:
-        """``.json`` and that of the compression."""
-        return f".json{_TEXT_SUFFIXES[self.compression]}"
 
     def check(self, schema: pa.Schema) -> None:
         """See `FileFormat`."""
